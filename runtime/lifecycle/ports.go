@@ -1,0 +1,185 @@
+// Package lifecycle carries pods and containers through their lives: it is the
+// one place that knows in which order the ledger, the network, the root file
+// systems, the monitor and the OCI runtime are used, and in which reverse order
+// they are taken down.
+//
+// Invariants:
+//   - an intent is in the ledger before its effect is in the world;
+//   - operations on one pod name or container name are joined, never rejected:
+//     a retry while the first runs waits for it, a retry after it gets its result;
+//   - an operation whose caller gave up goes on to its end;
+//   - no lock is held across a runtime call, CNI or a disk flush.
+package lifecycle
+
+import (
+	"context"
+	"io"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ocid-io/ocid/runtime"
+)
+
+// Ledger owns all records. Get and List answer from memory with copies that
+// the caller may keep; Put writes to disk atomically, then to memory.
+type Ledger interface {
+	PutPod(p runtime.Pod) error
+	Pod(id runtime.PodID) (runtime.Pod, error) // ErrNotFound
+	Pods() []runtime.Pod
+	DeletePod(id runtime.PodID) error // idempotent
+	PodByName(n runtime.PodName) (runtime.Pod, bool)
+	PutContainer(c runtime.Container) error
+	Container(id runtime.ContainerID) (runtime.Container, error) // ErrNotFound
+	Containers() []runtime.Container
+	ContainersOf(id runtime.PodID) []runtime.Container
+	DeleteContainer(id runtime.ContainerID) error // idempotent
+	ContainerByName(pod runtime.PodID, n runtime.ContainerName) (runtime.Container, bool)
+}
+
+// Images resolves images and prepares root file systems; an adapter over store.
+type Images interface {
+	// Resolve finds an image by name or id and returns what shapes a process.
+	Resolve(ctx context.Context, ref string) (runtime.ImageConfig, error)
+	// Prepare mounts a root file system; idempotent by id.
+	Prepare(ctx context.Context, id, imageID string, readOnly bool) (path string, err error)
+	// Release unmounts and deletes it; idempotent.
+	Release(ctx context.Context, id string) error
+	// Prepared lists the ids of all root file systems that exist.
+	Prepared(ctx context.Context) ([]string, error)
+}
+
+// Namespaces makes and removes pinned namespaces.
+type Namespaces interface {
+	// Pin creates the namespaces that want names ("net", "ipc", "uts"), with
+	// loopback up, hostname and sysctls set, and bind-mounts them as dir/NAME.
+	// Idempotent; undone by Unpin.
+	Pin(ctx context.Context, dir string, want []string, hostname string, sysctls map[string]string) error
+	// Unpin unmounts and removes everything under dir. Idempotent.
+	Unpin(dir string) error
+}
+
+// Network attaches pods to their networks.
+type Network interface {
+	// Ready reports nil or why pods cannot be attached now.
+	Ready() error
+	// Add attaches the pod's pinned network namespace and returns addresses.
+	Add(ctx context.Context, id runtime.PodID, cfg runtime.PodConfig, netns string) (ips []string, err error)
+	// Del detaches. Idempotent, and works when netns is gone.
+	Del(ctx context.Context, id runtime.PodID, cfg runtime.PodConfig, netns string) error
+	// GC releases every attachment that is not in keep.
+	GC(ctx context.Context, keep []runtime.PodID) error
+}
+
+// SpecInput is everything that spec.Build needs; all paths are resolved, all
+// outside facts are in it, so that building is pure.
+type SpecInput struct {
+	Pod          runtime.Pod
+	Container    runtime.ContainerConfig
+	ContainerID  runtime.ContainerID
+	Image        runtime.ImageConfig
+	User         runtime.ResolvedUser
+	Home         string            // home directory of User, "" if unknown
+	RootPath     string            // mounted root file system
+	CgroupPath   string            // linux.cgroupsPath
+	Namespaces   map[string]string // "net", "ipc", "uts", "pid", "user" -> pinned path; absent: none shared
+	HostsPath    string            // files to bind over /etc/hosts, /etc/hostname, /etc/resolv.conf; "" leaves the image's
+	HostnamePath string
+	ResolvPath   string
+	ShmPath      string // pod's tmpfs bound at /dev/shm; "" with host IPC
+	Hostname     string
+	HostDevices  []specs.LinuxDevice // resolved Devices, with type, major, minor
+	AllDevices   []specs.LinuxDevice // for privileged
+	DaemonCaps   []string            // capabilities that may be given, "CAP_X" form
+	MinOOMScore  int                 // lowest oom_score_adj that may be set
+	CgroupV2     bool
+	SeccompFile  []byte // content of a localhost profile
+}
+
+// Monitor is the connection to one pod's monitor process.
+//
+// All methods may be called concurrently. A monitor that cannot be reached
+// answers with an error that wraps runtime.ErrUnavailable.
+type Monitor interface {
+	// Create runs the handler's OCI runtime "create" for the bundle; the
+	// container's stdio is the monitor's. Returns the pid of its first process.
+	// Idempotent by id: a second call returns the first's result.
+	Create(ctx context.Context, req CreateRequest) (pid int, err error)
+	// Start runs "start". Returns when the process has been told to run.
+	Start(ctx context.Context, id runtime.ContainerID) error
+	// Signal sends a signal to the first process, or to all processes of the container.
+	Signal(ctx context.Context, id runtime.ContainerID, sig int, all bool) error
+	// Wait returns when the container has exited, or ctx is done.
+	Wait(ctx context.Context, id runtime.ContainerID) (Exit, error)
+	// Delete runs "delete" (forced) and forgets the container. Idempotent.
+	Delete(ctx context.Context, id runtime.ContainerID) error
+	// Exec runs a process in the container. Output goes to the writers as it
+	// comes; returns when the process has exited and its output has ended or,
+	// after the exit, drain has passed. On ctx end the process is killed.
+	Exec(ctx context.Context, id runtime.ContainerID, req ExecRequest) (exitCode int, err error)
+	// ReopenLog closes and opens the container's log file again.
+	ReopenLog(ctx context.Context, id runtime.ContainerID) error
+	// Update applies new limits with the runtime's "update".
+	Update(ctx context.Context, id runtime.ContainerID, r specs.LinuxResources) error
+	// State lists what the monitor knows of every container it holds.
+	State(ctx context.Context) ([]ContainerStatus, error)
+	// Shutdown ends the monitor once it holds no container. Idempotent.
+	Shutdown(ctx context.Context) error
+}
+
+// CreateRequest asks a monitor for a container.
+type CreateRequest struct {
+	ID         runtime.ContainerID
+	Bundle     string // directory with config.json
+	LogPath    string // "" discards output
+	TTY        bool
+	Stdin      bool
+	StdinOnce  bool
+	CgroupPath string
+}
+
+// Exit tells how a container ended.
+type Exit struct {
+	Code       int32 // 128+signal when killed by one
+	FinishedAt int64
+	OOMKilled  bool
+}
+
+// ContainerStatus is a monitor's view of one container.
+type ContainerStatus struct {
+	ID      runtime.ContainerID
+	PID     int
+	Started bool
+	Exit    *Exit // nil while it runs
+}
+
+// ExecRequest is one exec.
+type ExecRequest struct {
+	Process specs.Process
+	Stdin   io.Reader // nil: none
+	Stdout  io.Writer // nil: discarded
+	Stderr  io.Writer
+	Drain   time.Duration // how long to read on after the process has exited
+}
+
+// Monitors spawns and finds monitors.
+type Monitors interface {
+	// Spawn starts a monitor for a pod whose containers run under the named
+	// handler, and returns when it answers. dir is the pod's run directory;
+	// the socket is dir/monitor.sock. Idempotent: a live one is returned.
+	Spawn(ctx context.Context, id runtime.PodID, dir, handler string) (m Monitor, pid int, start uint64, err error)
+	// Connect finds a running monitor. ErrUnavailable if it is gone.
+	Connect(ctx context.Context, id runtime.PodID, dir string) (Monitor, error)
+	// Orphan cleans what a monitor that died left: it kills the containers'
+	// processes, deletes runtime state and cgroups, and returns the last exits
+	// known from exit files in dir.
+	Orphan(ctx context.Context, id runtime.PodID, dir, handler string, containers []OrphanContainer) (map[runtime.ContainerID]Exit, error)
+	// Handlers lists the configured handler names; "" is the default's alias.
+	Handlers() []string
+}
+
+// OrphanContainer names a container that a dead monitor held.
+type OrphanContainer struct {
+	ID         runtime.ContainerID
+	CgroupPath string
+}

@@ -1,0 +1,73 @@
+package runtime
+
+// RecordVersion is the version of Pod and Container records as written to disk.
+const RecordVersion = 1
+
+// Pod is the record of one pod. Intents are written before the effect that
+// they announce, so that a crash can be undone from the record alone.
+type Pod struct {
+	Version   int       `json:"version"`
+	ID        PodID     `json:"id"`
+	Config    PodConfig `json:"config"`
+	State     PodState  `json:"state"`
+	BootID    string    `json:"bootID"` // kernel boot that the pod belongs to
+	CreatedAt int64     `json:"createdAt"`
+	Intents   []Intent  `json:"intents,omitempty"`
+	// IPs are the pod's addresses, the default network's first.
+	IPs []string `json:"ips,omitempty"`
+	// MonitorPID and MonitorStart identify the monitor: pid and the start time
+	// of /proc/PID/stat (clock ticks), so that a reused pid is told apart.
+	MonitorPID   int    `json:"monitorPID,omitempty"`
+	MonitorStart uint64 `json:"monitorStart,omitempty"`
+}
+
+// Container is the record of one container.
+type Container struct {
+	Version    int             `json:"version"`
+	ID         ContainerID     `json:"id"`
+	PodID      PodID           `json:"podID"`
+	Config     ContainerConfig `json:"config"`
+	State      ContainerState  `json:"state"`
+	CreatedAt  int64           `json:"createdAt"`
+	StartedAt  int64           `json:"startedAt,omitempty"`
+	FinishedAt int64           `json:"finishedAt,omitempty"`
+	ExitCode   int32           `json:"exitCode"`
+	Reason     string          `json:"reason,omitempty"` // "Completed", "Error", "OOMKilled"
+	Message    string          `json:"message,omitempty"`
+	PID        int             `json:"pid,omitempty"`
+	CgroupPath string          `json:"cgroupPath,omitempty"` // relative to each hierarchy's root
+	StopSignal string          `json:"stopSignal,omitempty"` // resolved
+	Intents    []Intent        `json:"intents,omitempty"`
+	User       *ResolvedUser   `json:"user,omitempty"`
+}
+
+// ResolvedUser is the identity the container's first process starts with.
+type ResolvedUser struct {
+	UID    uint32   `json:"uid"`
+	GID    uint32   `json:"gid"`
+	Groups []uint32 `json:"groups,omitempty"`
+}
+
+// Intent names something outside the process that is about to exist, or exists.
+type Intent string
+
+// Intents, in the order of creation.
+const (
+	IntentNamespaces Intent = "namespaces" // pins under the pod's run directory
+	IntentNetwork    Intent = "network"    // CNI attachment
+	IntentMonitor    Intent = "monitor"    // monitor process
+	IntentShm        Intent = "shm"        // pod's /dev/shm mount
+	IntentRootfs     Intent = "rootfs"     // container root file system and its mount
+	IntentBundle     Intent = "bundle"     // container's bundle directory
+	IntentEngine     Intent = "engine"     // OCI runtime state, cgroup, processes
+)
+
+// Has reports whether i is among the intents.
+func Has(intents []Intent, i Intent) bool {
+	for _, x := range intents {
+		if x == i {
+			return true
+		}
+	}
+	return false
+}
