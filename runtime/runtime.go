@@ -105,8 +105,9 @@ type PodConfig struct {
 // the image resolved to an id.
 type ContainerConfig struct {
 	Name        ContainerName     `json:"name"`
-	Image       string            `json:"image"`   // as the user wrote it
-	ImageID     string            `json:"imageID"` // store id
+	Image       string            `json:"image"`              // as the user wrote it
+	ImageID     string            `json:"imageID"`            // store id
+	ImageRef    string            `json:"imageRef,omitempty"` // "name@digest" to show for the image; "" is ImageID
 	Command     []string          `json:"command,omitempty"`
 	Args        []string          `json:"args,omitempty"`
 	WorkingDir  string            `json:"workingDir,omitempty"`
