@@ -71,31 +71,6 @@ type Network interface {
 	GC(ctx context.Context, keep []runtime.PodID) error
 }
 
-// SpecInput is everything that spec.Build needs; all paths are resolved, all
-// outside facts are in it, so that building is pure.
-type SpecInput struct {
-	Pod          runtime.Pod
-	Container    runtime.ContainerConfig
-	ContainerID  runtime.ContainerID
-	Image        runtime.ImageConfig
-	User         runtime.ResolvedUser
-	Home         string            // home directory of User, "" if unknown
-	RootPath     string            // mounted root file system
-	CgroupPath   string            // linux.cgroupsPath
-	Namespaces   map[string]string // "net", "ipc", "uts", "pid", "user" -> pinned path; absent: none shared
-	HostsPath    string            // files to bind over /etc/hosts, /etc/hostname, /etc/resolv.conf; "" leaves the image's
-	HostnamePath string
-	ResolvPath   string
-	ShmPath      string // pod's tmpfs bound at /dev/shm; "" with host IPC
-	Hostname     string
-	HostDevices  []specs.LinuxDevice // resolved Devices, with type, major, minor
-	AllDevices   []specs.LinuxDevice // for privileged
-	DaemonCaps   []string            // capabilities that may be given, "CAP_X" form
-	MinOOMScore  int                 // lowest oom_score_adj that may be set
-	CgroupV2     bool
-	SeccompFile  []byte // content of a localhost profile
-}
-
 // Monitor is the connection to one pod's monitor process.
 //
 // All methods may be called concurrently. A monitor that cannot be reached
