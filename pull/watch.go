@@ -1,0 +1,200 @@
+package pull
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/types"
+)
+
+// Phase is a stage of a pull.
+type Phase string
+
+// The phases, in order. Unpacking starts layer by layer as they arrive.
+const (
+	Resolving   Phase = "resolving"
+	Downloading Phase = "downloading"
+	Unpacking   Phase = "unpacking"
+	Finishing   Phase = "finishing"
+)
+
+// Progress is how far a pull has come.
+type Progress struct {
+	Phase      Phase
+	Layers     int // of the image
+	LayersDone int // downloaded and unpacked, or here already
+	Bytes      int64
+	Total      int64 // compressed bytes of all layers
+}
+
+// reportEvery bounds how often progress is told.
+const reportEvery = 200 * time.Millisecond
+
+// blob is one download in flight.
+type blob struct {
+	size, offset int64
+}
+
+// watch follows one pull: it reports progress and cancels the pull when no
+// bytes come, or more of them than were promised.
+type watch struct {
+	events chan types.ProgressProperties
+	cancel context.CancelCauseFunc
+	stall  time.Duration
+	tell   func(Progress)
+	quit   chan struct{}
+	done   chan struct{}
+
+	mu       sync.Mutex // guards all below
+	last     time.Time  // last sign of life
+	finished bool       // all blobs are here: nothing more to wait for
+	pending  map[digest.Digest]int64
+	flight   map[digest.Digest]*blob
+	now      Progress
+	told     time.Time
+}
+
+func (p *Puller) watch(ctx context.Context, tell func(Progress)) (context.Context, *watch) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	w := &watch{
+		events: make(chan types.ProgressProperties),
+		cancel: cancel, stall: p.opts.StallTimeout, tell: tell,
+		quit: make(chan struct{}), done: make(chan struct{}),
+		last: time.Now(), flight: map[digest.Digest]*blob{},
+		now: Progress{Phase: Resolving},
+	}
+	tell(w.now)
+	go w.run()
+	return ctx, w
+}
+
+// stop ends the watch; the copy must have returned.
+func (w *watch) stop() {
+	close(w.quit)
+	<-w.done
+	w.cancel(nil)
+}
+
+// expect says which layers the image has.
+func (w *watch) expect(layers []types.ManifestLayerInfo) {
+	// Pretend size cannot be trusted more than the blob: it is checked in feed.
+	pending := map[digest.Digest]int64{}
+	var total int64
+	for _, l := range layers {
+		if !l.EmptyLayer {
+			pending[l.Digest] = l.Size
+		}
+	}
+	for _, size := range pending {
+		total += max(size, 0)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pending, w.last, w.finished = pending, time.Now(), false
+	w.now = Progress{Phase: Downloading, Layers: len(pending), Total: total}
+}
+
+// finish says that nothing more is to come over the network.
+func (w *watch) finish() {
+	w.mu.Lock()
+	w.finished = true
+	w.now.Phase, w.now.LayersDone, w.now.Bytes = Finishing, w.now.Layers, w.now.Total
+	now := w.now
+	w.mu.Unlock()
+	w.tell(now)
+}
+
+func (w *watch) run() {
+	defer close(w.done)
+	ticker := time.NewTicker(max(w.stall/8, 5*time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-w.quit:
+			return
+		case e := <-w.events:
+			if pr, due := w.feed(e); due {
+				w.tell(pr)
+			}
+		case <-ticker.C:
+			w.check()
+		}
+	}
+}
+
+// feed takes in one event, and says whether progress should be told.
+func (w *watch) feed(e types.ProgressProperties) (Progress, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last = time.Now()
+	d := e.Artifact.Digest
+	_, isLayer := w.pending[d]
+	switch e.Event {
+	case types.ProgressEventNewArtifact:
+		w.flight[d] = &blob{size: e.Artifact.Size}
+	case types.ProgressEventRead:
+		if b := w.flight[d]; b != nil {
+			b.offset = int64(e.Offset)
+			if b.size >= 0 && b.offset > b.size {
+				w.cancel(fmt.Errorf("blob %s: registry sent more than the %d bytes it promised: %w", d, b.size, ErrCorrupt))
+			}
+		}
+		if isLayer {
+			w.now.Bytes += int64(e.OffsetUpdate)
+		}
+	case types.ProgressEventDone, types.ProgressEventSkipped:
+		delete(w.flight, d)
+		if isLayer {
+			if e.Event == types.ProgressEventSkipped {
+				w.now.Bytes += max(w.pending[d], 0)
+			} else {
+				w.now.Bytes += int64(e.OffsetUpdate)
+			}
+			delete(w.pending, d)
+			w.now.LayersDone++
+		}
+	}
+	w.now.Phase = Downloading
+	if w.unpacking() {
+		w.now.Phase = Unpacking
+	}
+	due := time.Since(w.told) >= reportEvery
+	if due {
+		w.told = time.Now()
+	}
+	return w.now, due
+}
+
+// unpacking says whether the pull is busy with what it has: a blob has come in
+// whole and is not done, or all have. The caller holds mu.
+func (w *watch) unpacking() bool {
+	if w.pending != nil && len(w.pending) == 0 {
+		return true
+	}
+	for _, b := range w.flight {
+		if b.size < 0 || b.offset >= b.size {
+			return true
+		}
+	}
+	return false
+}
+
+// check cancels the pull if nothing has come for too long.
+func (w *watch) check() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.finished || w.unpacking() {
+		w.last = time.Now()
+		return
+	}
+	if idle := time.Since(w.last); idle > w.stall {
+		where := "before the manifest"
+		if w.pending != nil {
+			where = fmt.Sprintf("after %d of %d bytes of layers", w.now.Bytes, w.now.Total)
+		}
+		w.cancel(fmt.Errorf("no bytes for %s, %s: %w", w.stall, where, ErrStalled))
+	}
+}

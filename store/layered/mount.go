@@ -1,0 +1,180 @@
+package layered
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// noLowerAppend is set once the kernel has shown that it does not know
+// "lowerdir+" (Linux < 6.8).
+var noLowerAppend atomic.Bool
+
+// mountOverlay mounts an overlay of lowers (topmost first) at target. Without
+// upper it is read-only and needs at least two lowers.
+func mountOverlay(target string, lowers []string, upper, work string) error {
+	if !noLowerAppend.Load() {
+		err := mountOverlayFD(target, lowers, upper, work)
+		if !errors.Is(err, errNoLowerAppend) {
+			return err
+		}
+		noLowerAppend.Store(true)
+	}
+	return mountOverlayClassic(target, lowers, upper, work)
+}
+
+var errNoLowerAppend = errors.New("kernel takes no list of lower directories")
+
+// mountOverlayFD uses the mount API of file descriptors: no limit on the
+// length of all paths together, and nothing is left if we die in between.
+func mountOverlayFD(target string, lowers []string, upper, work string) error {
+	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+			return errNoLowerAppend
+		}
+		return fmt.Errorf("fsopen overlay: %w", err)
+	}
+	defer unix.Close(fsfd)
+	for i, l := range lowers {
+		if err := unix.FsconfigSetString(fsfd, "lowerdir+", l); err != nil {
+			if _, statErr := os.Stat(l); statErr != nil {
+				return statErr
+			}
+			if i == 0 && errors.Is(err, unix.EINVAL) {
+				return errNoLowerAppend
+			}
+			return fmt.Errorf("overlay lower %s: %w%s", l, err, kernelSays(fsfd))
+		}
+	}
+	params := [][2]string{{"source", "ocid"}, {"metacopy", "off"}}
+	if upper != "" {
+		params = append(params, [2]string{"upperdir", upper}, [2]string{"workdir", work})
+	}
+	for _, p := range params {
+		if err := unix.FsconfigSetString(fsfd, p[0], p[1]); err != nil {
+			return fmt.Errorf("overlay %s=%s: %w%s", p[0], p[1], err, kernelSays(fsfd))
+		}
+	}
+	attrs := unix.MOUNT_ATTR_RDONLY
+	if upper != "" {
+		attrs = 0
+		if err := unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
+			return fmt.Errorf("overlay volatile: %w%s", err, kernelSays(fsfd))
+		}
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return fmt.Errorf("overlay: %w%s", err, kernelSays(fsfd))
+	}
+	mfd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return fmt.Errorf("fsmount overlay: %w", err)
+	}
+	defer unix.Close(mfd)
+	return attach(mfd, target)
+}
+
+func attach(mfd int, target string) error {
+	if err := unix.MoveMount(mfd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach mount at %s: %w", target, err)
+	}
+	return nil
+}
+
+// kernelSays returns the message that the kernel left on a file system
+// context, with a separator, or "".
+func kernelSays(fsfd int) string {
+	buf := make([]byte, 512)
+	n, err := unix.Read(fsfd, buf)
+	if err != nil || n <= 0 {
+		return ""
+	}
+	return ": " + strings.TrimSpace(string(buf[:n]))
+}
+
+// mountOverlayClassic is for kernels before 6.8. When the options would not
+// fit a page, lowers are named by file descriptor.
+func mountOverlayClassic(target string, lowers []string, upper, work string) error {
+	options := func(lowers []string) string {
+		o := "metacopy=off,lowerdir=" + strings.Join(lowers, ":")
+		if upper != "" {
+			o += ",upperdir=" + upper + ",workdir=" + work + ",volatile"
+		}
+		return o
+	}
+	var flags uintptr
+	if upper == "" {
+		flags = unix.MS_RDONLY
+	}
+	data := options(lowers)
+	if len(data) >= os.Getpagesize() {
+		short := make([]string, len(lowers))
+		for i, l := range lowers {
+			fd, err := unix.Open(l, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("overlay lower %s: %w", l, err)
+			}
+			defer unix.Close(fd)
+			short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
+		}
+		data = options(short)
+	}
+	if err := unix.Mount("ocid", target, "overlay", flags, data); err != nil {
+		for _, l := range lowers {
+			if _, statErr := os.Stat(l); statErr != nil {
+				return statErr
+			}
+		}
+		return fmt.Errorf("mount overlay at %s: %w", target, err)
+	}
+	return nil
+}
+
+// bindReadOnly mounts dir itself at target, read-only.
+func bindReadOnly(target, dir string) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open tree %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("make tree %s read-only: %w", dir, err)
+	}
+	return attach(fd, target)
+}
+
+// isMount says whether something is mounted at path.
+func isMount(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// unmount detaches whatever is mounted at path, then removes the mount point.
+func unmount(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
