@@ -98,6 +98,9 @@ type Monitor interface {
 	Update(ctx context.Context, id runtime.ContainerID, r specs.LinuxResources) error
 	// State lists what the monitor knows of every container it holds.
 	State(ctx context.Context) ([]ContainerStatus, error)
+	// PIDNamespace starts the process that holds the pod's shared PID namespace
+	// and returns its host pid. Idempotent; it lives until Shutdown.
+	PIDNamespace(ctx context.Context) (pid int, err error)
 	// Shutdown ends the monitor once it holds no container. Idempotent.
 	Shutdown(ctx context.Context) error
 }

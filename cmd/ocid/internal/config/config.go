@@ -1,0 +1,219 @@
+// Package config is ocid's configuration: one struct, from which the TOML file,
+// its documentation and its validation follow. Command-line flags override the
+// file; the file overrides the defaults. Nothing outside this package reads it
+// from disk, and a Config that Load returned is valid.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// DefaultFile is where the configuration is looked for when none is named.
+const DefaultFile = "/etc/ocid/ocid.toml"
+
+// Config is the whole configuration. The doc tag is the key's documentation.
+type Config struct {
+	Root      string  `toml:"root" doc:"Durable state: images, records, writable layers."`
+	RunRoot   string  `toml:"run_root" doc:"State of this boot, on tmpfs: mounts, sockets, namespaces."`
+	LogLevel  string  `toml:"log_level" doc:"debug, info, warn or error."`
+	LogFormat string  `toml:"log_format" doc:"text or json."`
+	Server    Server  `toml:"server"`
+	Runtime   Runtime `toml:"runtime"`
+	Network   Network `toml:"network"`
+	Image     Image   `toml:"image"`
+}
+
+// Server configures the CRI daemon.
+type Server struct {
+	Listen string `toml:"listen" doc:"Socket of the CRI, unix:///path. Empty is ocid.sock under run_root."`
+}
+
+// Runtime configures how containers are run.
+type Runtime struct {
+	DefaultHandler string             `toml:"default_handler" doc:"Handler of pods that name none."`
+	CgroupParent   string             `toml:"cgroup_parent" doc:"Parent cgroup of pods that name none."`
+	SeccompRoot    string             `toml:"seccomp_root" doc:"Where relative localhost seccomp profiles are found."`
+	MonitorPath    string             `toml:"monitor_path" doc:"The ocid-monitor binary. Empty: beside ocid."`
+	Handlers       map[string]Handler `toml:"handlers"`
+}
+
+// Handler is one runtime handler (RuntimeClass).
+type Handler struct {
+	Path string   `toml:"path" doc:"An OCI runtime's binary. Empty with the name ocid: the embedded runtime."`
+	Root string   `toml:"root" doc:"The runtime's state directory. Empty: a directory under run_root."`
+	Args []string `toml:"args" doc:"Global arguments, placed before the runtime's command."`
+}
+
+// Network configures CNI.
+type Network struct {
+	ConfDir  string   `toml:"conf_dir" doc:"Directory of CNI configurations; the first in lexical order is used."`
+	BinDirs  []string `toml:"bin_dirs" doc:"Directories of CNI plugins."`
+	CacheDir string   `toml:"cache_dir" doc:"What CNI remembers of attachments. Empty: a directory under root."`
+	Timeout  Duration `toml:"timeout" doc:"Limit of one CNI operation."`
+}
+
+// Image configures pulls. Empty paths mean the places that the neighbours use.
+type Image struct {
+	RegistriesConf    string   `toml:"registries_conf" doc:"registries.conf. Empty: /etc/containers/registries.conf."`
+	RegistriesConfDir string   `toml:"registries_conf_dir" doc:"registries.conf.d. Empty: /etc/containers/registries.conf.d."`
+	RegistriesD       string   `toml:"registries_d" doc:"registries.d. Empty: /etc/containers/registries.d."`
+	Policy            string   `toml:"policy" doc:"policy.json. Empty: /etc/containers/policy.json."`
+	AuthFile          string   `toml:"auth_file" doc:"Credentials. Empty: the usual auth.json files."`
+	CertsDir          string   `toml:"certs_dir" doc:"Registry certificates. Empty: /etc/containers/certs.d."`
+	StallTimeout      Duration `toml:"stall_timeout" doc:"A pull that receives no byte for this long fails."`
+}
+
+// Duration is a time.Duration written as in "30s".
+type Duration time.Duration
+
+// UnmarshalText parses a positive Go duration.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return err
+	}
+	if v <= 0 {
+		return errors.New("a duration here must be above zero")
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes the duration as it is read.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// EmbeddedHandler is the name of the embedded runtime.
+const EmbeddedHandler = "ocid"
+
+// Default returns the configuration of a machine without a file.
+func Default() Config {
+	return Config{
+		Root: "/var/lib/ocid", RunRoot: "/run/ocid", LogLevel: "info", LogFormat: "text",
+		Runtime: Runtime{
+			DefaultHandler: EmbeddedHandler, CgroupParent: "/ocid",
+			SeccompRoot: "/var/lib/kubelet/seccomp",
+			Handlers:    map[string]Handler{EmbeddedHandler: {}},
+		},
+		Network: Network{
+			ConfDir: "/etc/cni/net.d",
+			BinDirs: []string{"/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"},
+			Timeout: Duration(2 * time.Minute),
+		},
+		Image: Image{StallTimeout: Duration(time.Minute)},
+	}
+}
+
+// Load reads file over the defaults. A missing file is an error only when
+// required. Unknown keys are refused with the known key nearest to each.
+func Load(file string, required bool) (Config, error) {
+	c := Default()
+	md, err := toml.DecodeFile(file, &c)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && !required:
+		return c, nil
+	case err != nil:
+		return c, fmt.Errorf("configuration %s: %w", file, err)
+	}
+	if unknown := md.Undecoded(); len(unknown) > 0 {
+		key := unknown[0].String()
+		return c, fmt.Errorf("configuration %s: unknown key %q%s", file, key, suggestion(key))
+	}
+	if _, ok := c.Runtime.Handlers[EmbeddedHandler]; !ok {
+		c.Runtime.Handlers[EmbeddedHandler] = Handler{}
+	}
+	return c, nil
+}
+
+// Complete fills what follows from other keys, and validates.
+func (c *Config) Complete() error {
+	if c.Server.Listen == "" {
+		c.Server.Listen = "unix://" + filepath.Join(c.RunRoot, "ocid.sock")
+	}
+	if c.Network.CacheDir == "" {
+		c.Network.CacheDir = filepath.Join(c.Root, "cni")
+	}
+	for name, p := range map[string]string{"root": c.Root, "run_root": c.RunRoot, "runtime.cgroup_parent": c.Runtime.CgroupParent, "network.conf_dir": c.Network.ConfDir} {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("%s must be an absolute path, and is %q", name, p)
+		}
+	}
+	if filepath.Clean(c.Root) == filepath.Clean(c.RunRoot) {
+		return fmt.Errorf("root and run_root are both %q and must differ", c.Root)
+	}
+	if !strings.HasPrefix(c.Server.Listen, "unix:///") {
+		return fmt.Errorf("server.listen must be unix:///PATH, and is %q", c.Server.Listen)
+	}
+	return c.completeHandlers()
+}
+
+func (c *Config) completeHandlers() error {
+	if _, ok := c.Runtime.Handlers[c.Runtime.DefaultHandler]; !ok {
+		return fmt.Errorf("runtime.default_handler is %q, and no [runtime.handlers.%s] exists", c.Runtime.DefaultHandler, c.Runtime.DefaultHandler)
+	}
+	for name, h := range c.Runtime.Handlers {
+		if h.Path == "" && name != EmbeddedHandler {
+			return fmt.Errorf("runtime.handlers.%s needs a path to an OCI runtime", name)
+		}
+		if h.Path != "" && !filepath.IsAbs(h.Path) {
+			return fmt.Errorf("runtime.handlers.%s.path must be absolute, and is %q", name, h.Path)
+		}
+		if h.Root == "" {
+			h.Root = filepath.Join(c.RunRoot, "runtime", name)
+		}
+		c.Runtime.Handlers[name] = h
+	}
+	return nil
+}
+
+// suggestion names the known key that takes the fewest edits from key.
+func suggestion(key string) string {
+	best, cost := "", len(key)/2+1
+	for _, k := range Keys() {
+		if d := distance(key, k.Name); d < cost {
+			best, cost = k.Name, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (did you mean %q?)", best)
+}
+
+// distance is the Levenshtein distance.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			change := diagonal
+			if a[i-1] != b[j-1] {
+				change++
+			}
+			diagonal = row[j]
+			row[j] = min(change, row[j]+1, row[j-1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// HandlerNames lists the handlers, sorted.
+func (c *Config) HandlerNames() []string {
+	var names []string
+	for n := range c.Runtime.Handlers {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}

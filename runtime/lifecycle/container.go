@@ -1,0 +1,360 @@
+package lifecycle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	"github.com/ocid-io/ocid/runtime"
+	"github.com/ocid-io/ocid/runtime/spec"
+)
+
+// CreateContainer makes a container in a ready pod and returns its id. It is
+// idempotent by pod and cfg.Name, as RunPod is.
+func (m *Manager) CreateContainer(ctx context.Context, pod runtime.PodID, cfg runtime.ContainerConfig) (runtime.ContainerID, error) {
+	name, err := json.Marshal(cfg.Name)
+	if err != nil {
+		return "", fmt.Errorf("container name: %w", err)
+	}
+	what := fmt.Sprintf("create container %q in pod %s", cfg.Name.Name, pod)
+	id, err := m.flights.do(ctx, "ctr"+string(pod)+string(name), what, m.o.OperationTime, func(ctx context.Context, op *operation) (string, error) {
+		id, err := m.createContainer(ctx, op, pod, cfg)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", what, err)
+		}
+		return string(id), nil
+	})
+	return runtime.ContainerID(id), err
+}
+
+func (m *Manager) createContainer(ctx context.Context, op *operation, pod runtime.PodID, cfg runtime.ContainerConfig) (runtime.ContainerID, error) {
+	p, err := m.o.Ledger.Pod(pod)
+	if err != nil {
+		return "", fmt.Errorf("pod %s: %w", pod, err)
+	}
+	if p.State != runtime.PodReady {
+		return "", fmt.Errorf("%w: the pod is %s", runtime.ErrState, p.State)
+	}
+	end := op.enter(ctx, "image")
+	img, err := m.o.Images.Resolve(ctx, cfg.ImageID)
+	end()
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w", cfg.Image, err)
+	}
+	cfg.ImageID = img.ID
+	if old, ok := m.o.Ledger.ContainerByName(pod, cfg.Name); ok {
+		id, again, err := m.existingContainer(ctx, old, cfg)
+		if !again {
+			return id, err
+		}
+	}
+	id := runtime.ContainerID(newID())
+	c := runtime.Container{
+		Version: runtime.RecordVersion, ID: id, PodID: pod, Config: cfg,
+		State: runtime.ContainerCreating, CreatedAt: time.Now().UnixNano(),
+		CgroupPath: path.Join(m.cgroupParent(p), string(id)),
+		StopSignal: stopSignal(cfg, img),
+		Intents:    []runtime.Intent{runtime.IntentRootfs, runtime.IntentBundle, runtime.IntentEngine},
+	}
+	if err := m.o.Ledger.PutContainer(c); err != nil {
+		return "", fmt.Errorf("record the container: %w", err)
+	}
+	if err := m.makeContainer(ctx, op, p, &c, img); err != nil {
+		return "", errors.Join(err, m.undoContainer(ctx, c))
+	}
+	return id, nil
+}
+
+func (m *Manager) existingContainer(ctx context.Context, old runtime.Container, cfg runtime.ContainerConfig) (id runtime.ContainerID, again bool, err error) {
+	switch old.State {
+	case runtime.ContainerCreated, runtime.ContainerRunning, runtime.ContainerExited:
+		if !sameJSON(old.Config, cfg) {
+			return "", false, fmt.Errorf("%w: container %s has this name and attempt already, with another configuration", runtime.ErrInvalid, old.ID)
+		}
+		return old.ID, false, nil
+	case runtime.ContainerCreating, runtime.ContainerRemoving:
+		if err := m.undoContainer(ctx, old); err != nil {
+			m.log.Warn("clean-up of an earlier container of the same name failed", "container", old.ID, "error", err)
+		}
+		return "", true, nil
+	}
+	return "", false, fmt.Errorf("%w: container %s is %q", runtime.ErrState, old.ID, old.State)
+}
+
+func (m *Manager) cgroupParent(p runtime.Pod) string {
+	if p.Config.CgroupParent != "" {
+		return path.Clean("/" + p.Config.CgroupParent)
+	}
+	return m.o.CgroupParent
+}
+
+// makeContainer makes what the intents announce and records the container created.
+func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig) error {
+	end := op.enter(ctx, "rootfs")
+	root, err := m.o.Images.Prepare(ctx, string(c.ID), img.ID, false)
+	end()
+	if err != nil {
+		return fmt.Errorf("prepare the root file system: %w", err)
+	}
+	end = op.enter(ctx, "spec")
+	err = m.writeBundle(ctx, p, c, img, root)
+	end()
+	if err != nil {
+		return err
+	}
+	mon, err := m.monitor(ctx, p.ID)
+	if err != nil {
+		return fmt.Errorf("the pod's monitor: %w", err)
+	}
+	end = op.enter(ctx, "engine-create")
+	c.PID, err = mon.Create(ctx, CreateRequest{
+		ID: c.ID, Bundle: m.bundle(c), LogPath: c.Config.LogPath, TTY: c.Config.TTY,
+		Stdin: c.Config.Stdin, StdinOnce: c.Config.StdinOnce, CgroupPath: c.CgroupPath,
+	})
+	end()
+	if err != nil {
+		return err
+	}
+	created := *c
+	if created.State, err = runtime.MoveContainer(c.State, runtime.ContainerCreated); err != nil {
+		return err
+	}
+	if err := m.o.Ledger.PutContainer(created); err != nil {
+		return fmt.Errorf("record the container: %w", err)
+	}
+	*c = created
+	m.liveOf(c.ID)
+	go m.watch(mon, c.ID)
+	return nil
+}
+
+// writeBundle resolves all outside facts, builds the OCI spec and writes it.
+func (m *Manager) writeBundle(ctx context.Context, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root string) error {
+	if err := m.checkMounts(ctx, c.Config.Mounts); err != nil {
+		return err
+	}
+	user, home, err := spec.ResolveUser(root, img, c.Config.Security)
+	if err != nil {
+		return err
+	}
+	c.User = &user
+	in, err := m.specInput(p, c, img, root)
+	if err != nil {
+		return err
+	}
+	in.Home = home
+	s, err := spec.Build(in)
+	if err != nil {
+		return err
+	}
+	b, err := spec.Marshal(s)
+	if err != nil {
+		return err
+	}
+	dir := m.bundle(c)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if c.Config.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(c.Config.LogPath), 0o755); err != nil {
+			return fmt.Errorf("make the log directory: %w", err)
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600)
+}
+
+func (m *Manager) specInput(p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root string) (spec.Input, error) {
+	dir := m.podDir(p.ID)
+	in := spec.Input{
+		Pod: p, Container: c.Config, ContainerID: c.ID, Image: img, User: *c.User, RootPath: root,
+		CgroupPath: c.CgroupPath, Namespaces: map[string]string{}, Hostname: p.Config.Hostname,
+		HostsPath:    filepath.Join(dir, "hosts"),
+		HostnamePath: filepath.Join(dir, "hostname"),
+		ResolvPath:   filepath.Join(dir, "resolv.conf"),
+		DaemonCaps:   m.o.DaemonCaps, MinOOMScore: m.o.MinOOMScore, CgroupV2: m.o.CgroupV2,
+	}
+	for _, n := range pinned(p.Config) {
+		in.Namespaces[n] = filepath.Join(m.nsDir(p.ID), n)
+	}
+	if p.Config.Namespaces.IPC != runtime.NamespaceNode {
+		in.ShmPath = m.shmDir(p.ID)
+	}
+	ns := c.Config.Security.Namespaces
+	switch ns.PID {
+	case runtime.NamespacePod:
+		pin := filepath.Join(m.nsDir(p.ID), "pid")
+		if _, err := os.Lstat(pin); err != nil {
+			return in, fmt.Errorf("%w: the container asks for the pod's PID namespace, and the pod was made without one", runtime.ErrInvalid)
+		}
+		in.Namespaces["pid"] = pin
+	case runtime.NamespaceTarget:
+		t, err := m.o.Ledger.Container(ns.Target)
+		if err != nil || t.PodID != p.ID || t.State != runtime.ContainerRunning {
+			return in, fmt.Errorf("%w: target container %q is not a running container of this pod", runtime.ErrInvalid, ns.Target)
+		}
+		in.Namespaces["pid"] = fmt.Sprintf("/proc/%d/ns/pid", t.PID)
+	case runtime.NamespaceContainer, runtime.NamespaceNode:
+	}
+	var err error
+	if in.HostDevices, err = spec.Devices(c.Config.Devices); err != nil {
+		return in, err
+	}
+	if c.Config.Security.Privileged {
+		if in.AllDevices, err = spec.HostDevices(); err != nil {
+			return in, err
+		}
+	}
+	in.SeccompFile, err = m.seccompFile(c.Config.Security)
+	return in, err
+}
+
+func (m *Manager) seccompFile(s runtime.Security) ([]byte, error) {
+	if s.Seccomp != runtime.SeccompLocalhost {
+		return nil, nil
+	}
+	file := s.SeccompPath
+	if !filepath.IsAbs(file) {
+		if m.o.SeccompRoot == "" {
+			return nil, fmt.Errorf("%w: seccomp profile %q is a relative path and no profile root is configured", runtime.ErrInvalid, file)
+		}
+		file = filepath.Join(m.o.SeccompRoot, filepath.Clean("/"+file))
+	}
+	b, err := readBounded(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: seccomp profile: %w", runtime.ErrInvalid, err)
+	}
+	return b, nil
+}
+
+// statTime bounds the look at one mount source, which may be on a dead share.
+const statTime = 10 * time.Second
+
+// checkMounts refuses mount sources that are not there. Each stat runs beside
+// the operation: a dead share fails this container and no other.
+func (m *Manager) checkMounts(ctx context.Context, mounts []runtime.Mount) error {
+	if len(mounts) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, statTime)
+	defer cancel()
+	type result struct {
+		path string
+		err  error
+	}
+	results := make(chan result, len(mounts))
+	for _, mt := range mounts {
+		go func() {
+			_, err := os.Stat(mt.HostPath)
+			results <- result{mt.HostPath, err}
+		}()
+	}
+	for range mounts {
+		select {
+		case r := <-results:
+			if errors.Is(r.err, os.ErrNotExist) {
+				return fmt.Errorf("%w: mount source %q does not exist on the host", runtime.ErrInvalid, r.path)
+			}
+			if r.err != nil {
+				return fmt.Errorf("%w: mount source %q: %w", runtime.ErrInvalid, r.path, r.err)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("%w: a mount source does not answer to stat within %s: is its share dead?", runtime.ErrUnavailable, statTime)
+		}
+	}
+	return nil
+}
+
+// undoContainer takes a container that was never created, or is being removed,
+// out of the world and out of the ledger. On failure the record stays.
+func (m *Manager) undoContainer(ctx context.Context, c runtime.Container) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	state, err := runtime.MoveContainer(c.State, runtime.ContainerRemoving)
+	if err != nil {
+		return err
+	}
+	if c.State != state {
+		c.State = state
+		if err := m.o.Ledger.PutContainer(c); err != nil {
+			return fmt.Errorf("record the container's removal: %w", err)
+		}
+	}
+	if err := m.undoEngine(ctx, c); err != nil {
+		return fmt.Errorf("delete container %s from its runtime: %w", c.ID, err)
+	}
+	if err := m.o.Images.Release(ctx, string(c.ID)); err != nil {
+		return fmt.Errorf("release the root file system of container %s: %w", c.ID, err)
+	}
+	if err := removeAll(m.bundle(&c)); err != nil {
+		return err
+	}
+	if err := m.o.Ledger.DeleteContainer(c.ID); err != nil {
+		return err
+	}
+	m.forget(c.ID)
+	return nil
+}
+
+// undoEngine deletes runtime state, cgroup and processes, through the monitor
+// or, when that is dead, without it.
+func (m *Manager) undoEngine(ctx context.Context, c runtime.Container) error {
+	mon, err := m.monitor(ctx, c.PodID)
+	if err == nil {
+		err = mon.Delete(ctx, c.ID)
+	}
+	if err == nil || !errors.Is(err, runtime.ErrUnavailable) {
+		return err
+	}
+	p, err := m.o.Ledger.Pod(c.PodID)
+	if err != nil {
+		return err
+	}
+	_, err = m.o.Monitors.Orphan(ctx, p.ID, m.podDir(p.ID), p.Config.Handler, []OrphanContainer{{ID: c.ID, CgroupPath: c.CgroupPath}})
+	return err
+}
+
+// StartContainer starts a created container. Idempotent while it runs.
+func (m *Manager) StartContainer(ctx context.Context, id runtime.ContainerID) error {
+	_, err := m.flights.do(ctx, "start "+string(id), "start container "+string(id), m.o.OperationTime, func(ctx context.Context, op *operation) (string, error) {
+		return "", m.startContainer(ctx, op, id)
+	})
+	return err
+}
+
+func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.ContainerID) error {
+	done, err := m.ctrTurn.take(ctx, string(id))
+	if err != nil {
+		return err
+	}
+	defer done()
+	c, err := m.o.Ledger.Container(id)
+	if err != nil {
+		return err
+	}
+	if c.State == runtime.ContainerRunning {
+		return nil
+	}
+	if c.State != runtime.ContainerCreated {
+		return fmt.Errorf("%w: container %s is %s", runtime.ErrState, id, c.State)
+	}
+	mon, err := m.monitor(ctx, c.PodID)
+	if err != nil {
+		return err
+	}
+	end := op.enter(ctx, "engine-start")
+	err = mon.Start(ctx, id)
+	end()
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", id, err)
+	}
+	c.StartedAt = time.Now().UnixNano()
+	if c.State, err = runtime.MoveContainer(c.State, runtime.ContainerRunning); err != nil {
+		return err
+	}
+	return m.o.Ledger.PutContainer(c)
+}

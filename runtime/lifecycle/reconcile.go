@@ -1,0 +1,235 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ocid-io/ocid/runtime"
+)
+
+// reconcileWidth is how many pods are looked at in parallel at start.
+const reconcileWidth = 16
+
+// Reconcile makes ledger and world agree once, at start: operations that a
+// crash cut short are undone, exits that nobody saw are recorded, and what no
+// record owns is removed. One bad pod never stops it; what could not be mended
+// is returned joined, for the log.
+func (m *Manager) Reconcile(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(reconcileWidth)
+	pods := m.o.Ledger.Pods()
+	errs := make([]error, len(pods))
+	for i, p := range pods {
+		g.Go(func() error {
+			if err := m.reconcilePod(ctx, p); err != nil {
+				errs[i] = fmt.Errorf("pod %s: %w", p.ID, err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	errs = append(errs, m.sweep(ctx))
+	return errors.Join(errs...)
+}
+
+func (m *Manager) reconcilePod(ctx context.Context, p runtime.Pod) error {
+	if p.BootID != m.o.BootID {
+		return m.afterReboot(ctx, p)
+	}
+	switch p.State {
+	case runtime.PodCreating, runtime.PodRemoving:
+		for _, c := range m.o.Ledger.ContainersOf(p.ID) {
+			if err := m.settleContainer(ctx, c); err != nil {
+				return err
+			}
+		}
+		return m.undoPod(ctx, p)
+	case runtime.PodReady, runtime.PodNotReady:
+	}
+	mon, err := m.monitor(ctx, p.ID)
+	if errors.Is(err, runtime.ErrUnavailable) {
+		if p.State == runtime.PodNotReady && allExited(m.o.Ledger.ContainersOf(p.ID)) {
+			return nil
+		}
+		if err := m.settleOrphan(ctx, p.ID); err != nil {
+			return err
+		}
+		return m.undoHalfMade(ctx, p.ID)
+	}
+	if err != nil {
+		return err
+	}
+	held, err := mon.State(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[runtime.ContainerID]ContainerStatus{}
+	for _, s := range held {
+		known[s.ID] = s
+	}
+	for _, c := range m.o.Ledger.ContainersOf(p.ID) {
+		m.reconcileContainer(ctx, mon, c, known)
+	}
+	return m.undoHalfMade(ctx, p.ID)
+}
+
+func allExited(cs []runtime.Container) bool {
+	for _, c := range cs {
+		if c.State != runtime.ContainerExited {
+			return false
+		}
+	}
+	return true
+}
+
+// reconcileContainer brings one record up to what its monitor says.
+func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, c runtime.Container, known map[runtime.ContainerID]ContainerStatus) {
+	if c.State != runtime.ContainerCreated && c.State != runtime.ContainerRunning {
+		return
+	}
+	s, ok := known[c.ID]
+	if ok && s.Started && c.State == runtime.ContainerCreated {
+		// The daemon died between the start and its record.
+		c.State, c.StartedAt = runtime.ContainerRunning, time.Now().UnixNano()
+		if err := m.o.Ledger.PutContainer(c); err != nil {
+			m.log.Error("record a start", "container", c.ID, "error", err)
+		}
+	}
+	switch {
+	case !ok:
+		m.recordExit(ctx, c.ID, lostExit())
+	case s.Exit != nil:
+		m.recordExit(ctx, c.ID, *s.Exit)
+	default:
+		m.liveOf(c.ID)
+		go m.watch(mon, c.ID)
+	}
+}
+
+// undoHalfMade removes containers whose making or removal a crash cut short.
+func (m *Manager) undoHalfMade(ctx context.Context, pod runtime.PodID) error {
+	var errs []error
+	for _, c := range m.o.Ledger.ContainersOf(pod) {
+		if c.State == runtime.ContainerCreating || c.State == runtime.ContainerRemoving {
+			errs = append(errs, m.undoContainer(ctx, c))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// settleContainer removes a container of a pod that is on its way out.
+func (m *Manager) settleContainer(ctx context.Context, c runtime.Container) error {
+	if c.State == runtime.ContainerRunning {
+		if err := m.settleOrphan(ctx, c.PodID); err != nil {
+			return err
+		}
+		var err error
+		if c, err = m.o.Ledger.Container(c.ID); err != nil {
+			return err
+		}
+	}
+	return m.undoContainer(ctx, c)
+}
+
+// afterReboot ends a pod of an earlier boot: its processes, namespaces and
+// mounts went with that boot; its addresses, on disk, did not. Its records stay,
+// ended, so that the client learns of restarts and removes them.
+func (m *Manager) afterReboot(ctx context.Context, p runtime.Pod) error {
+	for _, c := range m.o.Ledger.ContainersOf(p.ID) {
+		switch c.State {
+		case runtime.ContainerCreated, runtime.ContainerRunning:
+			m.recordExit(ctx, c.ID, lostExit())
+		case runtime.ContainerCreating, runtime.ContainerRemoving:
+			if err := m.undoContainer(ctx, c); err != nil {
+				return err
+			}
+		case runtime.ContainerExited:
+		}
+	}
+	switch p.State {
+	case runtime.PodCreating, runtime.PodRemoving:
+		return m.undoPod(ctx, p)
+	case runtime.PodReady:
+		if err := m.detach(ctx, p); err != nil {
+			return err
+		}
+		p.State = runtime.PodNotReady
+		p.Intents = without(p.Intents, runtime.IntentNetwork, runtime.IntentNamespaces)
+		return m.o.Ledger.PutPod(p)
+	case runtime.PodNotReady:
+	}
+	return nil
+}
+
+// sweep removes what no record owns: pods' directories, root file systems and
+// network attachments of records that were lost or damaged.
+func (m *Manager) sweep(ctx context.Context) error {
+	var errs []error
+	owned := map[string]bool{}
+	var keep []runtime.PodID
+	for _, p := range m.o.Ledger.Pods() {
+		owned[string(p.ID)] = true
+		if runtime.Has(p.Intents, runtime.IntentNetwork) {
+			keep = append(keep, p.ID)
+		}
+	}
+	dirs, err := os.ReadDir(filepath.Join(m.o.RunDir, "pods"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, d := range dirs {
+		if !owned[d.Name()] {
+			errs = append(errs, m.sweepPod(ctx, runtime.PodID(d.Name())))
+		}
+	}
+	kept := map[string]bool{}
+	for _, c := range m.o.Ledger.Containers() {
+		kept[string(c.ID)] = true
+	}
+	ids, err := m.o.Images.Prepared(ctx)
+	errs = append(errs, err)
+	for _, id := range ids {
+		if len(id) == 64 && !kept[id] {
+			m.log.Warn("removing a root file system that no container owns", "container", id)
+			errs = append(errs, m.o.Images.Release(ctx, id))
+		}
+	}
+	if err := m.o.Network.GC(ctx, keep); err != nil {
+		errs = append(errs, fmt.Errorf("release lost network attachments: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// sweepPod clears the run directory of a pod that has no record.
+func (m *Manager) sweepPod(ctx context.Context, id runtime.PodID) error {
+	m.log.Warn("removing a pod directory that no record owns", "pod", id)
+	dir := m.podDir(id)
+	mon, err := m.o.Monitors.Connect(ctx, id, dir)
+	var held []OrphanContainer
+	entries, _ := os.ReadDir(filepath.Join(dir, "containers"))
+	for _, e := range entries {
+		held = append(held, OrphanContainer{ID: runtime.ContainerID(e.Name()), CgroupPath: bundleCgroup(filepath.Join(dir, "containers", e.Name()))})
+	}
+	if err == nil {
+		for _, h := range held {
+			if err := mon.Delete(ctx, h.ID); err != nil && !errors.Is(err, runtime.ErrNotFound) {
+				return err
+			}
+		}
+		if err := mon.Shutdown(ctx); err != nil && !errors.Is(err, runtime.ErrUnavailable) {
+			return err
+		}
+	} else if _, err := m.o.Monitors.Orphan(ctx, id, dir, "", held); err != nil {
+		return err
+	}
+	if err := m.o.Namespaces.Unpin(m.nsDir(id)); err != nil {
+		return err
+	}
+	return m.clearPodDir(id)
+}
