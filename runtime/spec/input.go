@@ -29,4 +29,10 @@ type Input struct {
 	MinOOMScore  int                 // lowest oom_score_adj that may be set
 	CgroupV2     bool
 	SeccompFile  []byte // content of a localhost profile
+	// AppArmorDefault names the loaded profile that AppArmor kind "default"
+	// stands for; "" on a machine without AppArmor, where "default" confines nothing.
+	AppArmorDefault string
+	// SELinux says that the machine has SELinux switched on. Without it no label
+	// is written, because an OCI runtime refuses labels that it cannot apply.
+	SELinux bool
 }

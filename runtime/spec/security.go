@@ -1,0 +1,117 @@
+package spec
+
+import (
+	"cmp"
+	"path"
+	"regexp"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ocid-io/ocid/runtime"
+)
+
+// DefaultMaskedPaths are the paths that Kubernetes hides with ProcMount
+// "Default", for callers that have no client to name them.
+func DefaultMaskedPaths() []string {
+	return []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+		"/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
+		"/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+}
+
+// DefaultReadOnlyPaths are those that it makes read-only.
+func DefaultReadOnlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}
+
+func stepMaskedPaths(in *Input, s *specs.Spec) error {
+	sec := &in.Container.Security
+	if sec.Privileged {
+		return nil
+	}
+	for _, p := range slices.Concat(sec.MaskedPaths, sec.ReadOnlyPaths) {
+		if !path.IsAbs(p) {
+			return invalid("path %q is not absolute", p)
+		}
+		if err := text("path", p); err != nil {
+			return err
+		}
+	}
+	s.Linux.MaskedPaths = slices.Clone(sec.MaskedPaths)
+	s.Linux.ReadonlyPaths = slices.Clone(sec.ReadOnlyPaths)
+	return nil
+}
+
+func stepNoNewPrivileges(in *Input, s *specs.Spec) error {
+	s.Process.NoNewPrivileges = in.Container.Security.NoNewPrivileges
+	return nil
+}
+
+var appArmorName = regexp.MustCompile(`^[^\s"\x00-\x1f]{1,255}$`)
+
+// stepAppArmor leaves privileged containers unconfined, as Kubernetes documents.
+func stepAppArmor(in *Input, s *specs.Spec) error {
+	sec := &in.Container.Security
+	switch sec.AppArmor {
+	case "", runtime.SeccompUnconfined:
+		return nil
+	case runtime.SeccompDefault:
+		if !sec.Privileged {
+			s.Process.ApparmorProfile = in.AppArmorDefault
+		}
+		return nil
+	case runtime.SeccompLocalhost:
+		if !appArmorName.MatchString(sec.AppArmorProfile) {
+			return invalid("AppArmor profile name %q", sec.AppArmorProfile)
+		}
+		if !sec.Privileged {
+			s.Process.ApparmorProfile = sec.AppArmorProfile
+		}
+		return nil
+	}
+	return invalid("unknown AppArmor profile kind %q", sec.AppArmor)
+}
+
+var (
+	seLinuxPart  = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,127}$`)
+	seLinuxLevel = regexp.MustCompile(`^[A-Za-z0-9_.,:-]{0,255}$`)
+)
+
+// stepSELinux labels the process and its mounts. Parts that were not asked for
+// come from the pod, then from the container policy's well-known names.
+func stepSELinux(in *Input, s *specs.Spec) error {
+	ask, pod := in.Container.Security.SELinux, in.Pod.Config.Security.SELinux
+	for _, l := range []*runtime.SELinux{ask, pod} {
+		if l == nil {
+			continue
+		}
+		for _, p := range []string{l.User, l.Role, l.Type} {
+			if !seLinuxPart.MatchString(p) {
+				return invalid("SELinux label part %q", p)
+			}
+		}
+		if !seLinuxLevel.MatchString(l.Level) {
+			return invalid("SELinux level %q", l.Level)
+		}
+	}
+	if !in.SELinux || (ask == nil && pod == nil) {
+		return nil
+	}
+	if ask == nil {
+		ask = &runtime.SELinux{}
+	}
+	if pod == nil {
+		pod = &runtime.SELinux{}
+	}
+	domain := "container_t"
+	if in.Container.Security.Privileged {
+		domain = "spc_t"
+	}
+	level := cmp.Or(ask.Level, pod.Level, "s0")
+	s.Process.SelinuxLabel = cmp.Or(ask.User, pod.User, "system_u") + ":" +
+		cmp.Or(ask.Role, pod.Role, "system_r") + ":" + cmp.Or(ask.Type, pod.Type, domain) + ":" + level
+	s.Linux.MountLabel = "system_u:object_r:container_file_t:" + level
+	return nil
+}
