@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
 )
 
@@ -79,8 +80,7 @@ func (w *watch) stop() {
 }
 
 // expect says which layers the image has.
-func (w *watch) expect(layers []types.ManifestLayerInfo) {
-	// Pretend size cannot be trusted more than the blob: it is checked in feed.
+func (w *watch) expect(layers []manifest.LayerInfo) {
 	pending := map[digest.Digest]int64{}
 	var total int64
 	for _, l := range layers {

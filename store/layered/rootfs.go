@@ -231,6 +231,9 @@ func (s *Store) layerDirs(top string) ([]string, error) {
 		return dirs, nil
 	}
 	meta, err := s.driver.Metadata(top)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("layer %s: %w: %w", top, store.ErrDamaged, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", top, err)
 	}
