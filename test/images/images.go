@@ -47,7 +47,7 @@ func Set(ctx context.Context, cache string, progress io.Writer) (string, error) 
 		return "", err
 	}
 	return build(cache, "set-"+key, func(dir string) error {
-		work := filepath.Join(cache, "inputs-"+key)
+		work := filepath.Join(filepath.Dir(dir), "inputs-"+key)
 		in, err := prepareInputs(ctx, work, progress)
 		if err != nil {
 			return err
@@ -117,6 +117,10 @@ func sourceKey(files ...string) (string, error) {
 }
 
 func build(cache, name string, fill func(dir string) error) (string, error) {
+	cache, err := filepath.Abs(cache)
+	if err != nil {
+		return "", err
+	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
 	}

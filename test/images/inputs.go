@@ -80,7 +80,7 @@ func (a apt) args(rest ...string) []string {
 	return append([]string{
 		"-q",
 		"-o", "Dir::Etc::sourcelist=" + a.dir + "/ocid.sources",
-		"-o", "Dir::Etc::sourceparts=-",
+		"-o", "Dir::Etc::sourceparts=/dev/null",
 		"-o", "Dir::State=" + a.dir + "/state",
 		"-o", "Dir::State::status=" + a.dir + "/status",
 		"-o", "Dir::Cache=" + a.dir + "/cache",
