@@ -1,0 +1,182 @@
+// Package agent is the monitor process of a pod: the parent of its containers,
+// the writer of their logs and the keeper of their exit codes.
+//
+// It is what ocid-monitor links, and so it has to stay small: no fmt, net,
+// encoding/json, reflection. One process serves all containers of the pod; the
+// memory it needs for an idle container is a few goroutines.
+//
+// Invariants:
+//   - one goroutine reaps (reaper); a pid is signalled only while unreaped;
+//   - an exit is in its file before anybody is told;
+//   - a container's process never waits for the log, the daemon or a client of
+//     an exec that it is not part of;
+//   - every descriptor closes on exec;
+//   - the process ends by Shutdown only; SIGTERM is dropped.
+//
+// Lock order: agent.mu, container.mu, reaper.mu; none is held across a run of
+// the OCI runtime.
+package agent
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/ocid-io/ocid/runtime/engine"
+	"github.com/ocid-io/ocid/runtime/monitor/proto"
+)
+
+// SocketName is the monitor's socket in the pod's run directory.
+const SocketName = "monitor.sock"
+
+// Descriptors that the monitor inherits.
+const (
+	ListenerFD = 3
+	RuntimeFD  = 4 // the sealed embedded runtime, if the handler is that
+)
+
+type agent struct {
+	dir      string
+	handler  engine.Handler
+	listener *os.File
+	reaper   *reaper
+	null     int
+	env      []string
+	execs    chan struct{}
+	serial   atomic.Int64
+
+	mu         sync.Mutex
+	containers map[string]*container
+	closing    bool
+	pidns      *child // pid 1 of the pod's pid namespace
+	pidnsPipe  *os.File
+}
+
+// Main runs the monitor and returns its exit code.
+//
+//	ocid-monitor run DIR NAME PATH ROOT embedded|vm|plain [RUNTIME FLAGS...]
+//	ocid-monitor pause
+func Main(args []string) int {
+	if len(args) > 1 && args[1] == "pause" {
+		return pause()
+	}
+	if len(args) < 7 || args[1] != "run" {
+		return complain("usage: ocid-monitor run DIR NAME PATH ROOT embedded|vm|plain [RUNTIME FLAGS...]")
+	}
+	null, err := syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return complain(err.Error())
+	}
+	a := &agent{
+		dir: args[2],
+		handler: engine.Handler{
+			Name: args[3], Path: args[4], Root: args[5],
+			Embedded: args[6] == "embedded", VM: args[6] == "vm", Args: args[7:],
+		},
+		reaper:     newReaper(),
+		null:       null,
+		env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		execs:      make(chan struct{}, maxExecs),
+		containers: map[string]*container{},
+	}
+	const setChildSubreaper = 36
+	if _, _, e := syscall.RawSyscall(syscall.SYS_PRCTL, setChildSubreaper, 1, 0); e != 0 {
+		return complain("subreaper: " + e.Error())
+	}
+	syscall.CloseOnExec(ListenerFD)
+	syscall.CloseOnExec(RuntimeFD)
+	_ = syscall.SetNonblock(ListenerFD, true)
+	a.listener = os.NewFile(ListenerFD, SocketName)
+	a.reaper.run()
+	if err := a.accept(); err != nil {
+		return complain(err.Error())
+	}
+	return 0
+}
+
+func complain(text string) int {
+	_, _ = os.Stderr.WriteString("ocid-monitor: " + text + "\n")
+	return 1
+}
+
+func (a *agent) state() []proto.Msg {
+	a.mu.Lock()
+	all := make([]*container, 0, len(a.containers))
+	for _, c := range a.containers {
+		all = append(all, c)
+	}
+	a.mu.Unlock()
+	items := make([]proto.Msg, 0, len(all))
+	for _, c := range all {
+		if <-c.made; c.err == nil {
+			items = append(items, a.status(c))
+		}
+	}
+	return items
+}
+
+func (a *agent) shutdown() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := len(a.containers); n > 0 {
+		return &failure{kind: kindState, text: "the monitor still holds " + itoa(n) + " containers"}
+	}
+	a.closing = true
+	if a.pidns != nil {
+		a.pidnsPipe.Close()
+		a.reaper.kill(a.pidns, syscall.SIGKILL, false)
+		<-a.pidns.done
+		a.pidns = nil
+	}
+	_ = os.Remove(a.dir + "/" + SocketName)
+	return nil
+}
+
+func (a *agent) exit() { os.Exit(0) }
+
+// pidNamespace makes the process that holds the pod's pid namespace. Idempotent.
+func (a *agent) pidNamespace() (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closing {
+		return 0, &failure{kind: kindState, text: "the monitor is shutting down"}
+	}
+	if a.pidns != nil {
+		select {
+		case <-a.pidns.done: // it was killed, and all in the namespace with it
+			a.pidnsPipe.Close()
+			a.pidns = nil
+		default:
+			return a.pidns.pid, nil
+		}
+	}
+	w, r, err := pipe(false)
+	if err != nil {
+		return 0, err
+	}
+	attr := a.attr(r, a.null, a.null)
+	attr.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
+	attr.Sys = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	c, err := a.reaper.spawn([]string{"/proc/self/exe", "pause"}, attr)
+	closeFDs(r)
+	if err != nil {
+		w.Close()
+		return 0, err
+	}
+	a.pidns, a.pidnsPipe = c, w
+	return c.pid, nil
+}
+
+// pause is pid 1 of a pid namespace: it leaves reaping to the kernel, and ends
+// with the monitor, whose end of the pipe on stdin then closes.
+func pause() int {
+	signal.Ignore(syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	var b [1]byte
+	for {
+		if n, err := syscall.Read(0, b[:]); n == 0 || err != nil && err != syscall.EINTR {
+			return 0
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ocid-io/ocid/runtime/monitor/proto"
+)
+
+// conn is one client's connection.
+type conn struct {
+	f  *os.File
+	mu sync.Mutex // orders frames
+}
+
+func (c *conn) send(m *proto.Msg) {
+	b := proto.Append(make([]byte, 0, 128), m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.f.SetWriteDeadline(time.Now().Add(30 * time.Second))
+	if _, err := c.f.Write(b); err != nil {
+		// A client that does not read is as good as gone, and half a frame
+		// leaves nothing to go on with.
+		c.f.Close()
+	}
+}
+
+// sendData sends output. There is no deadline: a slow client slows the process.
+func (c *conn) sendData(t proto.Type, data, scratch []byte) {
+	b := proto.Append(scratch[:0], &proto.Msg{Type: t, Data: data})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.f.SetWriteDeadline(time.Time{})
+	_, _ = c.f.Write(b)
+}
+
+func (c *conn) fail(id uint32, err error) {
+	m := proto.Msg{Type: proto.Error, ID: id, Text: err.Error()}
+	if f, ok := err.(*failure); ok {
+		m.Code = int64(f.kind)
+	}
+	c.send(&m)
+}
+
+// accept serves connections until the listener is closed.
+func (a *agent) accept() error {
+	rc, err := a.listener.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for {
+		var fd int
+		var aerr error
+		err := rc.Read(func(l uintptr) bool {
+			fd, _, aerr = syscall.Accept4(int(l), syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK)
+			return aerr != syscall.EAGAIN
+		})
+		if err != nil {
+			return err
+		}
+		if aerr != nil {
+			// Out of files, or a client that left at once.
+			if aerr != syscall.EINTR && aerr != syscall.ECONNABORTED {
+				time.Sleep(10 * time.Millisecond)
+			}
+			continue
+		}
+		go a.serve(&conn{f: os.NewFile(uintptr(fd), "client")})
+	}
+}
+
+// serve answers one client: a Hello, then requests.
+func (a *agent) serve(cn *conn) {
+	defer cn.f.Close()
+	var buf []byte
+	var m proto.Msg
+	buf, err := proto.Read(cn.f, buf, &m)
+	if err != nil || m.Type != proto.Hello {
+		return
+	}
+	v := proto.Negotiate(m.Min, m.Max)
+	if v == 0 {
+		cn.fail(m.ID, &failure{kind: kindInvalid, text: "no common protocol version; the monitor speaks " + itoa(proto.MinVersion) + " to " + itoa(proto.MaxVersion)})
+		return
+	}
+	cn.send(&proto.Msg{Type: proto.HelloOK, ID: m.ID, Max: v, PID: int64(os.Getpid())})
+	for {
+		if buf, err = proto.Read(cn.f, buf, &m); err != nil {
+			return
+		}
+		switch m.Type {
+		case proto.Exec:
+			a.exec(cn, &m)
+			return
+		case proto.Wait:
+			go a.wait(cn, m.ID, m.Container)
+		default:
+			m := m
+			m.Data = append([]byte(nil), m.Data...) // buf is reused
+			go a.answer(cn, &m)
+		}
+	}
+}
+
+func (a *agent) wait(cn *conn, id uint32, container string) {
+	c, err := a.find(container)
+	if err != nil {
+		cn.fail(id, err)
+		return
+	}
+	<-c.ended
+	r := proto.Msg{Type: proto.OK, ID: id}
+	setExit(&r, c.exit)
+	cn.send(&r)
+}
+
+func (a *agent) answer(cn *conn, m *proto.Msg) {
+	r := proto.Msg{Type: proto.OK, ID: m.ID}
+	if err := a.do(m, &r); err != nil {
+		cn.fail(m.ID, err)
+		return
+	}
+	cn.send(&r)
+	if m.Type == proto.Shutdown {
+		a.exit()
+	}
+}
+
+func (a *agent) do(m, r *proto.Msg) error {
+	switch m.Type {
+	case proto.Create:
+		c, err := a.create(m)
+		if err == nil {
+			r.PID = int64(c.proc.pid)
+		}
+		return err
+	case proto.Delete:
+		return a.remove(m.Container)
+	case proto.State:
+		r.Items = a.state()
+		return nil
+	case proto.PIDNS:
+		pid, err := a.pidNamespace()
+		r.PID = int64(pid)
+		return err
+	case proto.Shutdown:
+		return a.shutdown()
+	}
+	c, err := a.find(m.Container)
+	if err != nil {
+		return err
+	}
+	switch m.Type {
+	case proto.Start:
+		return a.start(c)
+	case proto.Signal:
+		if m.Code < 0 || m.Code > 64 {
+			return &failure{kind: kindInvalid, text: "bad signal number"}
+		}
+		return a.signal(c, syscall.Signal(m.Code), m.Flags&proto.FlagAll != 0)
+	case proto.Reopen:
+		return c.log.reopen()
+	case proto.Update:
+		return a.runtime(a.handler.Update(c.id), m.Data)
+	}
+	return &failure{kind: kindInvalid, text: "the monitor does not know request type " + itoa(int(m.Type))}
+}

@@ -1,0 +1,183 @@
+// Package cgroup kills and removes a container's control groups, and reads
+// whether the kernel's OOM killer struck there, on cgroup v1, hybrid and v2.
+//
+// It is linked into every monitor: system calls and file names only. A path is
+// relative to each hierarchy's root; the empty path and the root itself are
+// never touched.
+package cgroup
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const mount = "/sys/fs/cgroup"
+
+// ErrBusy: processes of the group did not go away.
+var ErrBusy = errors.New("control group still has processes")
+
+// roots lists the root directory of each hierarchy.
+var roots = sync.OnceValue(func() []string {
+	if _, err := os.Stat(mount + "/cgroup.controllers"); err == nil {
+		return []string{mount}
+	}
+	ents, _ := os.ReadDir(mount)
+	var r []string
+	for _, e := range ents {
+		// Symbolic links are second names of co-mounted controllers.
+		if e.IsDir() {
+			r = append(r, mount+"/"+e.Name())
+		}
+	}
+	return r
+})
+
+// dirs returns the group's directories that exist.
+func dirs(path string) []string {
+	path = filepath.Clean("/" + path)
+	if path == "/" {
+		return nil
+	}
+	var d []string
+	for _, r := range roots() {
+		var st syscall.Stat_t
+		if syscall.Lstat(r+path, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+			d = append(d, r+path)
+		}
+	}
+	return d
+}
+
+// children calls f for each group directly below dir.
+func children(dir string, f func(string)) {
+	ents, _ := os.ReadDir(dir)
+	for _, e := range ents {
+		if e.IsDir() {
+			f(dir + "/" + e.Name())
+		}
+	}
+}
+
+func signalTree(dir string, sig syscall.Signal) (n int) {
+	b, _ := os.ReadFile(dir + "/cgroup.procs")
+	for len(b) > 0 {
+		line, rest, _ := strings.Cut(string(b), "\n")
+		b = []byte(rest)
+		// 0 stands for a process of another pid namespace: never kill(0).
+		if pid, err := strconv.Atoi(line); err == nil && pid > 1 {
+			n++
+			_ = syscall.Kill(pid, sig)
+		}
+	}
+	children(dir, func(c string) { n += signalTree(c, sig) })
+	return n
+}
+
+// Signal sends sig to every process of the group and of those below it.
+// It returns how many there were.
+func Signal(path string, sig syscall.Signal) (n int) {
+	for _, d := range dirs(path) {
+		// Each hierarchy lists the same processes, unless a process was moved
+		// in some of them only; the first that has any will do for a signal.
+		if n = signalTree(d, sig); n > 0 && sig != syscall.SIGKILL {
+			return n
+		}
+	}
+	return n
+}
+
+// Kill kills every process of the group and returns when none is left.
+func Kill(path string, patience time.Duration) error {
+	ds := dirs(path)
+	for _, d := range ds {
+		thaw(d)
+	}
+	pause := time.Millisecond
+	for end := time.Now().Add(patience); ; pause = min(2*pause, 50*time.Millisecond) {
+		n := 0
+		for _, d := range ds {
+			if os.WriteFile(d+"/cgroup.kill", []byte("1"), 0) == nil {
+				n += signalTree(d, 0)
+				continue
+			}
+			n += signalTree(d, syscall.SIGKILL)
+		}
+		if n == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return ErrBusy
+		}
+		time.Sleep(pause)
+	}
+}
+
+// thaw lets frozen processes run, for a frozen one does not die on v1.
+func thaw(dir string) {
+	if b, err := os.ReadFile(dir + "/freezer.state"); err == nil && !strings.HasPrefix(string(b), "THAWED") {
+		_ = os.WriteFile(dir+"/freezer.state", []byte("THAWED"), 0)
+	}
+}
+
+// Remove deletes the group in every hierarchy, with those below it. Processes
+// must be gone, but their leaving may take the kernel a moment. Idempotent.
+func Remove(path string, patience time.Duration) error {
+	end := time.Now().Add(patience)
+	for _, d := range dirs(path) {
+		pause := time.Millisecond / 2
+		for {
+			err := removeTree(d)
+			if err == nil {
+				break
+			}
+			if time.Now().After(end) {
+				return err
+			}
+			time.Sleep(pause)
+			pause = min(2*pause, 20*time.Millisecond)
+		}
+	}
+	return nil
+}
+
+func removeTree(dir string) error {
+	err := syscall.Rmdir(dir)
+	if err == nil || err == syscall.ENOENT {
+		return nil
+	}
+	children(dir, func(c string) { _ = removeTree(c) })
+	if err = syscall.Rmdir(dir); err == nil || err == syscall.ENOENT {
+		return nil
+	}
+	return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+}
+
+// OOMKilled reports whether the OOM killer killed a process of the group.
+func OOMKilled(path string) bool {
+	for _, d := range dirs(path) {
+		for _, f := range [...]string{"/memory.events", "/memory.oom_control"} {
+			b, err := os.ReadFile(d + f)
+			if err != nil {
+				continue
+			}
+			s := string(b)
+			for s != "" {
+				var line string
+				line, s, _ = strings.Cut(s, "\n")
+				if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+					return v != "0"
+				}
+			}
+		}
+	}
+	return false
+}
+
+// Exists reports whether any hierarchy still has the group.
+func Exists(path string) bool { return len(dirs(path)) > 0 }
