@@ -119,7 +119,7 @@ func (m *Manager) UpdateResources(ctx context.Context, id runtime.ContainerID, r
 	if c.State != runtime.ContainerRunning && c.State != runtime.ContainerCreated {
 		return fmt.Errorf("%w: container %s is %s", runtime.ErrState, id, c.State)
 	}
-	lr, err := spec.LinuxResources(&r, m.o.CgroupV2)
+	lr, err := spec.Resources(&r, m.o.CgroupV2)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,277 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ocid-io/ocid/runtime"
+)
+
+func podConfig(name string) runtime.PodConfig {
+	ns := runtime.Namespaces{Network: runtime.NamespacePod, PID: runtime.NamespaceContainer, IPC: runtime.NamespacePod}
+	return runtime.PodConfig{
+		Name:       runtime.PodName{Name: name, Namespace: "default", UID: "u"},
+		Namespaces: ns, Security: runtime.Security{Namespaces: ns},
+	}
+}
+
+func containerConfig(name string) runtime.ContainerConfig {
+	return runtime.ContainerConfig{
+		Name: runtime.ContainerName{Name: name}, Image: "image", ImageID: "sha256:image",
+		Security: runtime.Security{Namespaces: podConfig("").Namespaces},
+	}
+}
+
+func TestPodLife(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	ctx := t.Context()
+	id, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil || again != id {
+		t.Fatalf("a retry must get the first's result: %s, %v", again, err)
+	}
+	cid, err := m.CreateContainer(ctx, id, containerConfig("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if same, err := m.CreateContainer(ctx, id, containerConfig("c")); err != nil || same != cid {
+		t.Fatalf("a retry must get the first's result: %s, %v", same, err)
+	}
+	if err := m.StartContainer(ctx, cid); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StopContainer(ctx, cid, time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	c, err := m.Container(string(cid))
+	if err != nil || c.State != runtime.ContainerExited || c.ExitCode != 137 || c.Reason != "Error" {
+		t.Fatalf("after a kill: %+v, %v", c, err)
+	}
+	if err := m.StopPod(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.RemovePod(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	if n := len(m.Pods()) + len(m.Containers()); n > 0 {
+		t.Errorf("%d records left", n)
+	}
+}
+
+func TestAnotherConfigurationUnderOneName(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	if _, err := m.RunPod(t.Context(), podConfig("a")); err != nil {
+		t.Fatal(err)
+	}
+	other := podConfig("a")
+	other.Hostname = "other"
+	if _, err := m.RunPod(t.Context(), other); !errors.Is(err, runtime.ErrInvalid) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// Every step of both creations fails once: nothing may stay, and the same name
+// must work at once afterwards.
+func TestFailureAtEachStep(t *testing.T) {
+	broken := errors.New("broken")
+	for _, step := range []string{"pin", "shm", "add", "spawn"} {
+		t.Run(step, func(t *testing.T) {
+			w := newWorld(t)
+			m := newManager(t, w)
+			w.set(step, broken)
+			if _, err := m.RunPod(t.Context(), podConfig("a")); !errors.Is(err, broken) {
+				t.Fatalf("got %v", err)
+			}
+			if left := w.left(); len(left) > 0 || len(m.Pods()) > 0 {
+				t.Fatalf("left behind: %q, %d records", left, len(m.Pods()))
+			}
+			w.set(step, nil)
+			if _, err := m.RunPod(t.Context(), podConfig("a")); err != nil {
+				t.Fatalf("retry: %v", err)
+			}
+		})
+	}
+	for _, step := range []string{"prepare", "create"} {
+		t.Run(step, func(t *testing.T) {
+			w := newWorld(t)
+			m := newManager(t, w)
+			id, err := m.RunPod(t.Context(), podConfig("a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := len(w.left())
+			w.set(step, broken)
+			if _, err := m.CreateContainer(t.Context(), id, containerConfig("c")); !errors.Is(err, broken) {
+				t.Fatalf("got %v", err)
+			}
+			if left := w.left(); len(left) != before || len(m.Containers()) > 0 {
+				t.Fatalf("left behind: %q, %d records", left, len(m.Containers()))
+			}
+			w.set(step, nil)
+			if _, err := m.CreateContainer(t.Context(), id, containerConfig("c")); err != nil {
+				t.Fatalf("retry: %v", err)
+			}
+		})
+	}
+}
+
+// The field's most common complaint: a create that timed out keeps its name.
+func TestCallerGivesUpAndRetries(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	gate := make(chan struct{})
+	w.block["add"] = gate
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() {
+		_, err := m.RunPod(ctx, podConfig("a"))
+		first <- err
+	}()
+	for s := range w.entered {
+		if s == "add" {
+			break
+		}
+	}
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	second := make(chan error, 1)
+	go func() {
+		_, err := m.RunPod(t.Context(), podConfig("a"))
+		second <- err
+	}()
+	close(gate)
+	if err := <-second; err != nil {
+		t.Fatalf("retry: %v", err)
+	}
+	if n := w.count("add"); n != 1 {
+		t.Errorf("the network was attached %d times", n)
+	}
+	if n := len(m.Pods()); n != 1 {
+		t.Errorf("%d pods", n)
+	}
+}
+
+// A clean-up that fails must not strand the name either.
+func TestFailedCleanUpDoesNotKeepTheName(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	broken := errors.New("broken")
+	w.set("add", broken)
+	w.set("del", broken)
+	if _, err := m.RunPod(t.Context(), podConfig("a")); !errors.Is(err, broken) {
+		t.Fatalf("got %v", err)
+	}
+	w.set("add", nil)
+	id, err := m.RunPod(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatalf("retry while the clean-up still fails: %v", err)
+	}
+	w.set("del", nil)
+	for _, p := range m.Pods() {
+		if err := m.RemovePod(t.Context(), p.ID); err != nil {
+			t.Errorf("remove %s (the live one is %s): %v", p.ID, id, err)
+		}
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+func TestMonitorDies(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	ctx := t.Context()
+	id, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cid, err := m.CreateContainer(ctx, id, containerConfig("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.StartContainer(ctx, cid); err != nil {
+		t.Fatal(err)
+	}
+	gone := m.liveOf(cid).gone
+	close(w.mons[id].dead)
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the exit was never recorded")
+	}
+	if c, _ := m.Container(string(cid)); c.State != runtime.ContainerExited || c.ExitCode != 137 {
+		t.Errorf("got %+v", c)
+	}
+	if err := m.RemovePod(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// A daemon that was killed in the middle leaves records with intents; the next
+// one undoes them from the records alone.
+func TestReconcileUndoesHalfMade(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	ctx := t.Context()
+	id, err := m.RunPod(ctx, podConfig("whole"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := runtime.Pod{
+		Version: runtime.RecordVersion, ID: runtime.PodID(newID()), Config: podConfig("half"),
+		State: runtime.PodCreating, BootID: "boot", CreatedAt: 1, Intents: podIntents(podConfig("half")),
+	}
+	ctr := runtime.Container{
+		Version: runtime.RecordVersion, ID: runtime.ContainerID(newID()), PodID: id, Config: containerConfig("half"),
+		State: runtime.ContainerCreating, CreatedAt: 1, CgroupPath: "/none/x",
+	}
+	if err := errors.Join(m.o.Ledger.PutPod(half), m.o.Ledger.PutContainer(ctr)); err != nil {
+		t.Fatal(err)
+	}
+	for _, thing := range []string{"net " + string(half.ID), "ns " + m.nsDir(half.ID), "monitor " + string(half.ID), "rootfs " + string(ctr.ID), "engine " + string(ctr.ID)} {
+		w.exists[thing] = true
+	}
+	before := []string{"net " + string(id), "ns " + m.nsDir(id), "monitor " + string(id)}
+	next := newManager(t, w)
+	if err := next.Reconcile(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// The half-made pod's monitor never answered: it has no process to end.
+	delete(w.exists, "monitor "+string(half.ID))
+	left := w.left()
+	slices.Sort(left)
+	slices.Sort(before)
+	if !slices.Equal(left, before) {
+		t.Errorf("left %q, want %q", left, before)
+	}
+	if ps := next.Pods(); len(ps) != 1 || ps[0].ID != id || ps[0].State != runtime.PodReady {
+		t.Errorf("pods: %+v", ps)
+	}
+	if cs := next.Containers(); len(cs) != 0 {
+		t.Errorf("containers: %+v", cs)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	for in, want := range map[string]int{"SIGTERM": 15, "term": 15, "9": 9, "SIGRTMIN+3": 37, "SIGRTMAX-1": 63, "SIGRTMAX": 64, "": 0, "65": 0, "-1": 0, "SIGRTMIN+99": 0, "SIGNOPE": 0} {
+		if got := parseSignal(in); got != want {
+			t.Errorf("%q: got %d, want %d", in, got, want)
+		}
+	}
+}
