@@ -245,7 +245,7 @@ func readOnly(t *testing.T, f *fixture) {
 }
 
 func rootOwner(t *testing.T, f *fixture) {
-	img := Image(t, Dir("./", 0o1750, 12, 34), File("f", "x"))
+	img := Image(t, Dir("./", 0o750, 12, 34), File("f", "x"))
 	f.load(t, "example.com/aa:1", img)
 	for _, ro := range []bool{false, true} {
 		fs := f.prepare(t, fmt.Sprintf("owner-%t", ro), id(t, img), ro)
@@ -253,7 +253,7 @@ func rootOwner(t *testing.T, f *fixture) {
 		if err := unix.Stat(fs.Path, &st); err != nil {
 			t.Fatal(err)
 		}
-		if st.Uid != 12 || st.Gid != 34 || st.Mode&0o7777 != 0o1750 {
+		if st.Uid != 12 || st.Gid != 34 || st.Mode&0o7777 != 0o750 {
 			t.Fatalf("read-only %t: root is %d:%d mode %o", ro, st.Uid, st.Gid, st.Mode&0o7777)
 		}
 	}
