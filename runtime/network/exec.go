@@ -1,0 +1,124 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+
+	"github.com/ocid-io/ocid/runtime"
+)
+
+const (
+	maxPluginOutput = 4 << 20
+	maxPluginStderr = 4 << 10
+	// drainDelay is how long a plugin's output is read on after it ended, in
+	// case a process that it left behind holds the pipe.
+	drainDelay = 500 * time.Millisecond
+)
+
+// pluginExec runs CNI plugins; it implements libcni's invoke.Exec.
+type pluginExec struct {
+	version.PluginDecoder
+}
+
+// FindInPath returns the executable of a plugin.
+func (pluginExec) FindInPath(plugin string, paths []string) (string, error) {
+	if plugin == "" || plugin != filepath.Base(plugin) {
+		return "", fmt.Errorf("%w: CNI plugin name %.80q", runtime.ErrInvalid, plugin)
+	}
+	for _, dir := range paths {
+		path := filepath.Join(dir, plugin)
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w: CNI plugin %q is not in %s", runtime.ErrUnavailable, plugin, strings.Join(paths, ", "))
+}
+
+// ExecPlugin runs a plugin in its own process group and kills all of the group
+// when ctx ends. The plugin also dies with this process: an ADD that went on
+// beside the DEL of the next daemon would leak.
+func (pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	name := filepath.Base(path)
+	stdout := &limitedBuffer{limit: maxPluginOutput}
+	stderr := &limitedBuffer{limit: maxPluginStderr}
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
+	cmd.WaitDelay = drainDelay
+	err := cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil && cmd.ProcessState.Success() {
+		err = nil
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("CNI plugin %s was stopped: %w%s", name, timeoutError(ctx), tail(stderr))
+	case err != nil:
+		return nil, fmt.Errorf("CNI plugin %s: %w%s", name, pluginError(err, stdout.Bytes()), tail(stderr))
+	case stdout.over:
+		return nil, fmt.Errorf("CNI plugin %s: more than %d bytes of output", name, maxPluginOutput)
+	}
+	return stdout.Bytes(), nil
+}
+
+func timeoutError(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w (%w)", runtime.ErrTimeout, ctx.Err())
+	}
+	return ctx.Err()
+}
+
+func killGroup(pid int) error {
+	if err := unix.Kill(-pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// pluginError prefers what the plugin printed in the form that CNI defines.
+func pluginError(err error, stdout []byte) error {
+	var perr types.Error
+	if json.Unmarshal(stdout, &perr) == nil && (perr.Msg != "" || perr.Code != 0) {
+		return &perr
+	}
+	if out := strings.TrimSpace(string(stdout[:min(len(stdout), 512)])); out != "" {
+		return fmt.Errorf("%w: %q", err, out)
+	}
+	return err
+}
+
+func tail(stderr *limitedBuffer) string {
+	if s := strings.TrimSpace(stderr.String()); s != "" {
+		return fmt.Sprintf(" (stderr: %q)", s)
+	}
+	return ""
+}
+
+// limitedBuffer keeps the first limit bytes and swallows the rest.
+type limitedBuffer struct {
+	bytes.Buffer
+	limit int
+	over  bool
+}
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if room := b.limit - b.Len(); len(p) > room {
+		b.over = true
+		b.Buffer.Write(p[:room])
+		return len(p), nil
+	}
+	return b.Buffer.Write(p)
+}
