@@ -80,8 +80,12 @@ func beInit() error {
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM)
+	// Not appended to os.Environ: the first of two equal names would win.
+	if err := os.Setenv(stageVar, "main"); err != nil {
+		return err
+	}
 	p, err := os.StartProcess(self, os.Args, &os.ProcAttr{
-		Env:   append(os.Environ(), stageVar+"=main"),
+		Env:   os.Environ(),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})
 	if err != nil {
