@@ -97,13 +97,13 @@ func checkID(what string, id int64) error {
 
 func resolve(ask userAsk, sec runtime.Security, users []userdb.User, groups []userdb.Group) (runtime.ResolvedUser, string, error) {
 	fail := func(err error) (runtime.ResolvedUser, string, error) { return runtime.ResolvedUser{}, "", err }
-	u, err := findUser(ask, sec.RunAsUser == nil, users)
+	u, err := findUser(ask, users)
 	if err != nil {
 		return fail(err)
 	}
 	gid := u.GID
 	if ask.group != "" {
-		if gid, err = findGroup(ask, sec.RunAsGroup == nil, groups); err != nil {
+		if gid, err = findGroup(ask, groups); err != nil {
 			return fail(err)
 		}
 	}
@@ -144,37 +144,48 @@ func dedupe(g []uint32) []uint32 {
 	return g[:1+len(rest)]
 }
 
-// findUser looks ask.user up by name (if byName), then as a number, which need
-// not be in the database.
-func findUser(ask userAsk, byName bool, users []userdb.User) (userdb.User, error) {
+// findUser looks ask.user up. Digits are always a number, which need not be in
+// the database: an image may hold a user whose name is "1000" and whose id is
+// 0, and a client that checked that 1000 is not root must not get root.
+func findUser(ask userAsk, users []userdb.User) (userdb.User, error) {
 	name := ask.user
 	if name == "" {
 		name = "0"
 	}
-	if byName {
-		if i := slices.IndexFunc(users, func(u userdb.User) bool { return u.Name == name }); i >= 0 {
-			return users[i], nil
-		}
+	id, number, err := numeric(ask.from, name)
+	if err != nil {
+		return userdb.User{}, err
 	}
-	id, ok := userdb.ParseID(name)
-	if !ok {
-		return userdb.User{}, invalid("%s: no user %q in the image's /etc/passwd", ask.from, name)
-	}
-	if i := slices.IndexFunc(users, func(u userdb.User) bool { return u.UID == id }); i >= 0 {
+	i := slices.IndexFunc(users, func(u userdb.User) bool {
+		return number && u.UID == id || !number && u.Name == name
+	})
+	switch {
+	case i >= 0:
 		return users[i], nil
+	case number:
+		return userdb.User{UID: id}, nil
 	}
-	return userdb.User{UID: id}, nil
+	return userdb.User{}, invalid("%s: no user %q in the image's /etc/passwd", ask.from, name)
 }
 
-func findGroup(ask userAsk, byName bool, groups []userdb.Group) (uint32, error) {
-	if byName {
-		if i := slices.IndexFunc(groups, func(g userdb.Group) bool { return g.Name == ask.group }); i >= 0 {
-			return groups[i].GID, nil
-		}
+func findGroup(ask userAsk, groups []userdb.Group) (uint32, error) {
+	id, number, err := numeric(ask.from, ask.group)
+	if number || err != nil {
+		return id, err
 	}
-	id, ok := userdb.ParseID(ask.group)
-	if !ok {
-		return 0, invalid("%s: no group %q in the image's /etc/group", ask.from, ask.group)
+	if i := slices.IndexFunc(groups, func(g userdb.Group) bool { return g.Name == ask.group }); i >= 0 {
+		return groups[i].GID, nil
 	}
-	return id, nil
+	return 0, invalid("%s: no group %q in the image's /etc/group", ask.from, ask.group)
+}
+
+// numeric reports whether s is made of digits, and the id that it is then.
+func numeric(from, s string) (id uint32, ok bool, err error) {
+	if strings.Trim(s, "0123456789") != "" {
+		return 0, false, nil
+	}
+	if id, ok = userdb.ParseID(s); !ok {
+		return 0, false, invalid("%s: id %s is not in 0..%d", from, s, int64(userdb.MaxID))
+	}
+	return id, true, nil
 }
