@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -35,6 +37,8 @@ func explain(err error, tempDir string) error {
 	return err
 }
 
+var bareStatus = regexp.MustCompile(`StatusCode: (\d{3}), `)
+
 func kindOf(err error) error {
 	var (
 		unauthorized docker.ErrUnauthorizedForCredentials
@@ -57,6 +61,12 @@ func kindOf(err error) error {
 		return kindOfStatus(coder.ErrorCode().Descriptor().HTTPStatusCode)
 	case errors.As(err, &status):
 		return kindOfStatus(status.StatusCode)
+	}
+	// An answer whose body is no error of the protocol has a type of its own
+	// that the library keeps to itself.
+	if m := bareStatus.FindStringSubmatch(err.Error()); m != nil {
+		code, _ := strconv.Atoi(m[1])
+		return kindOfStatus(code)
 	}
 	var invalid *sysregistriesv2.InvalidRegistries
 	if errors.As(err, &invalid) {

@@ -56,7 +56,8 @@ type Sink interface {
 	// directory for downloads that end removes. After end(false) nothing of
 	// the pull is left.
 	Begin(ctx context.Context) (tempDir string, end func(ok bool), err error)
-	// Has says whether the image is here, whole.
+	// Has says whether the image is here, whole. One that is here and broken is
+	// taken out of the way, if nothing needs it, so that it is copied anew.
 	Has(ctx context.Context, imageID string) bool
 	// Destination is where the image library copies to.
 	Destination(name reference.Named) (types.ImageReference, error)

@@ -290,15 +290,18 @@ func TestDamagedLayer(t *testing.T) {
 	for _, l := range layers {
 		must(t, os.RemoveAll(filepath.Dir(l)))
 	}
-	if s.Has(t.Context(), id) {
-		t.Fatal("an image without its layers counts as whole")
-	}
 	_, err = s.Prepare(t.Context(), store.RootFSRequest{ID: "one", ImageID: id})
 	if !errors.Is(err, store.ErrDamaged) {
 		t.Fatalf("Prepare: %v", err)
 	}
 	if got := entries(t, dir, "rootfs"); len(got) != 0 {
 		t.Fatalf("left of a failed Prepare: %v", got)
+	}
+	if s.Has(t.Context(), id) {
+		t.Fatal("an image without its layers counts as whole")
+	}
+	if list, err := s.Images(t.Context()); err != nil || len(list) != 0 {
+		t.Fatalf("broken image after Has: %v, %v", list, err)
 	}
 }
 
@@ -311,5 +314,39 @@ func TestNoContainersFile(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(dir, "root/storage/overlay-containers/containers.json"))
 	if err == nil && len(data) > len("[]\n") {
 		t.Fatalf("the library was told of containers: %s", data)
+	}
+}
+
+func TestUsageCountsInodesOnce(t *testing.T) {
+	dir := newDir(t)
+	s := open(t, dir)
+	load(t, s, "example.com/aa:1", storetest.Image(t, storetest.File("f", "x"), storetest.File("g", "y")))
+	_, err := s.Usage(t.Context())
+	must(t, err)
+	must(t, s.Close()) // waits for the count
+	u, err := s.Usage(t.Context())
+	must(t, err)
+	if u.Inodes != 4 { // two layers of a directory and a file
+		t.Fatalf("%d inodes", u.Inodes)
+	}
+	if got := entries(t, dir, "usage"); len(got) != 2 {
+		t.Fatalf("counts kept: %v", got)
+	}
+}
+
+func TestClassicMount(t *testing.T) {
+	defer layered.OldKernel()()
+	s := open(t, newDir(t))
+	var layers []storetest.Layer
+	for i := range 60 { // longer than a page of options
+		layers = append(layers, storetest.File(fmt.Sprintf("f%d", i), "x"))
+	}
+	id := load(t, s, "example.com/aa:1", storetest.Image(t, layers...))
+	for _, ro := range []bool{false, true} {
+		fs, err := s.Prepare(t.Context(), store.RootFSRequest{ID: fmt.Sprintf("ro-%t", ro), ImageID: id, ReadOnly: ro})
+		must(t, err)
+		if _, err := os.Stat(filepath.Join(fs.Path, "f0")); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -57,12 +57,23 @@ func (s *Store) Destination(name reference.Named) (imagetypes.ImageReference, er
 	return istorage.Transport.NewStoreReference(s.lib, name, "")
 }
 
-// Has says whether the image is here and whole.
+// Has says whether the image is here and whole. A broken one that no root file
+// system needs is removed: a copy would build on its layers.
 func (s *Store) Has(ctx context.Context, imageID string) bool {
 	e, _, err := s.find(imageID)
-	if err != nil || e.err != nil || ctx.Err() != nil {
+	if err != nil || ctx.Err() != nil {
 		return false
 	}
+	if e.err == nil && s.whole(e) {
+		return true
+	}
+	// Best effort: if it cannot be removed, the copy says what is wrong.
+	_ = s.Remove(ctx, e.img.ID)
+	return false
+}
+
+// whole says whether all layers of the image are there.
+func (s *Store) whole(e *entry) bool {
 	dirs, err := s.layerDirs(e.top)
 	if err != nil {
 		return false

@@ -22,6 +22,7 @@ import (
 	"go.podman.io/storage/pkg/reexec"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocid-io/ocid/cmd/ocid/internal/imagewire"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/store/layered"
 )
@@ -30,6 +31,7 @@ func TestMain(m *testing.M) {
 	if reexec.Init() {
 		return
 	}
+	imagewire.Logs(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
 }
 

@@ -1,59 +1,51 @@
-// Package imagewire joins the store, the puller and the CRI image service:
-// none of them knows the others.
+// Package imagewire is where the store and the puller, which do not know each
+// other, are tried together; and it leads the log of the libraries under both
+// into ours.
 package imagewire
 
 import (
 	"context"
-	"errors"
+	"io"
+	"log/slog"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"github.com/sirupsen/logrus"
 
 	"github.com/ocid-io/ocid/pull"
-	"github.com/ocid-io/ocid/server/imagesvc"
 	"github.com/ocid-io/ocid/store/layered"
 )
 
 // The store is where pulls go as it is.
 var _ pull.Sink = (*layered.Store)(nil)
 
-// Puller makes a puller fit the CRI image service.
-func Puller(p *pull.Puller) imagesvc.Puller { return puller{p} }
-
-type puller struct{ p *pull.Puller }
-
-func (a puller) PullImage(ctx context.Context, r imagesvc.PullRequest) (string, error) {
-	res, err := a.p.Pull(ctx, pull.Request{Reference: r.Reference, Auth: &pull.Auth{
-		Username: r.Username, Password: r.Password, Auth: r.Auth, ServerAddress: r.ServerAddress,
-		IdentityToken: r.IdentityToken, RegistryToken: r.RegistryToken,
-	}})
-	if err != nil {
-		return "", statusOf(err)
+// Logs sends what the image and storage libraries log to log. What they call
+// information is debugging to our users.
+func Logs(log *slog.Logger) {
+	logrus.SetOutput(io.Discard)
+	logrus.SetLevel(logrus.WarnLevel)
+	if log.Enabled(context.Background(), slog.LevelDebug) {
+		logrus.SetLevel(logrus.InfoLevel)
 	}
-	return res.ImageID, nil
+	hooks := logrus.LevelHooks{}
+	hooks.Add(hook{log})
+	logrus.StandardLogger().ReplaceHooks(hooks)
 }
 
-// kinds maps what can be wrong with a pull to status codes. The prefixes are
-// those by which the kubelet tells such errors apart.
-var kinds = []struct {
-	err    error
-	code   codes.Code
-	prefix string
-}{
-	{pull.ErrInvalid, codes.InvalidArgument, ""},
-	{pull.ErrDenied, codes.PermissionDenied, "SignatureValidationFailed: "},
-	{pull.ErrUnauthorized, codes.Unauthenticated, ""},
-	{pull.ErrNotFound, codes.NotFound, ""},
-	{pull.ErrNoSpace, codes.ResourceExhausted, ""},
-	{pull.ErrStalled, codes.Unavailable, "RegistryUnavailable: "},
-	{pull.ErrCorrupt, codes.DataLoss, ""},
-}
+type hook struct{ log *slog.Logger }
 
-func statusOf(err error) error {
-	for _, k := range kinds {
-		if errors.Is(err, k.err) {
-			return status.Error(k.code, k.prefix+err.Error())
-		}
+func (hook) Levels() []logrus.Level { return logrus.AllLevels }
+
+func (h hook) Fire(e *logrus.Entry) error {
+	level := slog.LevelDebug
+	switch e.Level {
+	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:
+		level = slog.LevelError
+	case logrus.WarnLevel:
+		level = slog.LevelWarn
 	}
-	return err
+	ctx := e.Context
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	h.log.Log(ctx, level, e.Message, "from", "image library")
+	return nil
 }

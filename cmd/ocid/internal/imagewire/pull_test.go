@@ -527,3 +527,40 @@ func TestInspect(t *testing.T) {
 		t.Fatalf("inspect left: %q", left)
 	}
 }
+
+func TestDamageIsRepaired(t *testing.T) {
+	u := plain(t)
+	n := newNode(t, setup{conf: insecure(u.host)})
+	tag := u.push(t, "app:v1", small(t, "1"))
+	for name, damage := range map[string]func(id string){
+		"layers": func(string) {
+			dirs, err := filepath.Glob(filepath.Join(n.dir, "storage/overlay/*/diff"))
+			must(t, err)
+			for _, d := range dirs {
+				must(t, os.RemoveAll(filepath.Dir(d)))
+			}
+		},
+		"config": func(id string) {
+			files, err := filepath.Glob(filepath.Join(n.dir, "storage/overlay-images", strings.TrimPrefix(id, "sha256:"), "=*"))
+			must(t, err)
+			for _, f := range files {
+				must(t, os.Truncate(f, 3))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id := n.get(t, tag).ImageID
+			damage(id)
+			// A new store, as after a power cut: nothing is remembered.
+			again := newNode(t, setup{root: n.dir, conf: insecure(u.host)})
+			again.get(t, tag)
+			fs, err := again.store.Prepare(t.Context(), store.RootFSRequest{ID: "x", ImageID: id})
+			must(t, err)
+			data, err := os.ReadFile(filepath.Join(fs.Path, "f"))
+			if err != nil || string(data) != "1" {
+				t.Fatalf("file of the image: %q, %v", data, err)
+			}
+			must(t, again.store.Release(t.Context(), "x"))
+		})
+	}
+}
