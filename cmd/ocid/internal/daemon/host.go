@@ -1,0 +1,102 @@
+package daemon
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/capability"
+	"golang.org/x/sys/unix"
+)
+
+// host is what the machine and this process's rights are.
+type host struct {
+	bootID      string
+	cgroupV2    bool
+	appArmor    bool
+	caps        []string // effective and bounding, "CAP_X"
+	minOOMScore int
+}
+
+func readHost() (host, error) {
+	var h host
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return h, fmt.Errorf("read the boot id: %w", err)
+	}
+	h.bootID = strings.TrimSpace(string(b))
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
+		return h, fmt.Errorf("no cgroups at /sys/fs/cgroup: %w", err)
+	}
+	h.cgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	h.appArmor = err == nil && strings.HasPrefix(string(on), "Y")
+	set, err := capability.NewPid2(0)
+	if err != nil {
+		return h, err
+	}
+	if err := set.Load(); err != nil {
+		return h, fmt.Errorf("read own capabilities: %w", err)
+	}
+	resource := false
+	for _, c := range capability.ListKnown() {
+		if set.Get(capability.EFFECTIVE, c) && set.Get(capability.BOUNDING, c) {
+			h.caps = append(h.caps, "CAP_"+strings.ToUpper(c.String()))
+			resource = resource || c == capability.CAP_SYS_RESOURCE
+		}
+	}
+	h.minOOMScore = -1000
+	if !resource {
+		// oom_score_adj may only be lowered with CAP_SYS_RESOURCE (proc(5)).
+		if h.minOOMScore, err = ownOOMScore(); err != nil {
+			return h, err
+		}
+	}
+	return h, nil
+}
+
+func ownOOMScore() (int, error) {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// beside finds a binary next to this one.
+func beside(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	p := filepath.Join(filepath.Dir(self), name)
+	if _, err := os.Stat(p); err != nil {
+		return "", fmt.Errorf("%s must be installed beside %s: %w", name, self, err)
+	}
+	return p, nil
+}
+
+// removeEmptyCgroups removes the default parent cgroup where it is empty.
+func removeEmptyCgroups(parent string) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		fields := strings.Fields(before)
+		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "cgroup") {
+			continue
+		}
+		// A cgroup that is not empty refuses rmdir, which is what is wanted.
+		if err := unix.Rmdir(filepath.Join(fields[4], parent)); err != nil && !errors.Is(err, unix.ENOENT) {
+			continue
+		}
+	}
+}

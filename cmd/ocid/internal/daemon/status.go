@@ -1,0 +1,32 @@
+package daemon
+
+import (
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ocid-io/ocid/pull"
+)
+
+// pullStatus gives the errors of a pull their gRPC codes; pull itself knows
+// nothing of gRPC and server nothing of pull.
+func pullStatus(err error) error {
+	for _, row := range []struct {
+		is   error
+		code codes.Code
+	}{
+		{pull.ErrInvalid, codes.InvalidArgument},
+		{pull.ErrNotFound, codes.NotFound},
+		{pull.ErrUnauthorized, codes.Unauthenticated},
+		{pull.ErrDenied, codes.PermissionDenied},
+		{pull.ErrStalled, codes.Unavailable},
+		{pull.ErrCorrupt, codes.DataLoss},
+		{pull.ErrNoSpace, codes.ResourceExhausted},
+	} {
+		if errors.Is(err, row.is) {
+			return status.Error(row.code, err.Error())
+		}
+	}
+	return err
+}
