@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -228,5 +230,24 @@ func BenchmarkSeccompFirstTime(b *testing.B) {
 		if _, err := convertSeccomp(profiles.DefaultProfile(), defaultCaps); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestBoundingCapabilities compares with the kernel's own account of them.
+func TestBoundingCapabilities(t *testing.T) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(status), "CapBnd:")
+	if !ok {
+		t.Fatal("no CapBnd in /proc/self/status")
+	}
+	mask, err := strconv.ParseUint(strings.Fields(rest)[0], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := BoundingCapabilities(), (capBits(mask) & allCaps).names(); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // defaultCaps are what a container gets when nothing is asked: the set that
@@ -31,6 +32,19 @@ var knownCaps = []string{
 // KnownCapabilities returns the names of all capabilities, "CAP_X" form, in
 // the kernel's order: bit n of a capability mask is element n.
 func KnownCapabilities() []string { return slices.Clone(knownCaps) }
+
+// BoundingCapabilities returns the capabilities that this process may pass on,
+// for Input.DaemonCaps. Root may lack some, as in a container or a slim VM.
+func BoundingCapabilities() []string {
+	var out []string
+	for i, n := range knownCaps {
+		// A kernel that does not know the capability answers with an error.
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && has == 1 {
+			out = append(out, n)
+		}
+	}
+	return out
+}
 
 // capBits is a capability set, one bit for each element of knownCaps.
 type capBits uint64

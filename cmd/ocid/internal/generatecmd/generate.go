@@ -96,7 +96,7 @@ func (f *flags) register(cmd *cobra.Command) {
 func (f *flags) input(args []string) (spec.Input, error) {
 	in := spec.Input{
 		RootPath: f.rootfs, Hostname: f.hostname, CgroupPath: f.cgroup,
-		DaemonCaps: spec.KnownCapabilities(), MinOOMScore: -1000, CgroupV2: unified(),
+		DaemonCaps: spec.BoundingCapabilities(), MinOOMScore: -1000, CgroupV2: unified(),
 	}
 	c := &in.Container
 	c.Command, c.WorkingDir, c.TTY = args, f.workdir, f.tty

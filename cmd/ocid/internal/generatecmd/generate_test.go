@@ -81,7 +81,7 @@ func TestDefaultsAreConfined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Linux.Seccomp == nil || len(s.Linux.MaskedPaths) == 0 || s.Root.Path != "rootfs" || len(s.Process.Capabilities.Bounding) != 14 {
+	if s.Linux.Seccomp == nil || len(s.Linux.MaskedPaths) == 0 || s.Root.Path != "rootfs" || slices.Contains(s.Process.Capabilities.Bounding, "CAP_SYS_ADMIN") {
 		t.Errorf("not confined: %+v", s.Linux)
 	}
 }
