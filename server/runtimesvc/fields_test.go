@@ -160,7 +160,7 @@ var fields = map[string]field{
 	"ImageSpec.annotations":          {does: informative, why: "they choose among the images of a pull; the image is here already", ctr: func(c *cri.ContainerConfig) { c.Image.Annotations = map[string]string{"a": "b"} }},
 	"ImageSpec.user_specified_image": {does: honoured, why: "shown in lists and statuses", ctr: func(c *cri.ContainerConfig) { c.Image.UserSpecifiedImage = "web:1" }},
 	"ImageSpec.runtime_handler":      {does: checked, why: "must be the pod's", ctr: func(c *cri.ContainerConfig) { c.Image.RuntimeHandler = "other" }},
-	"ImageSpec.image_ref":            {does: checked, why: "must name the same image; TestImageRef proves it"},
+	"ImageSpec.image_ref":            {does: checked, why: "must name the same image; TestCreateAndImageRef proves it"},
 	"KeyValue.key":                   {does: honoured, ctr: func(c *cri.ContainerConfig) { c.Envs[0].Key = "B" }},
 	"KeyValue.value":                 {does: honoured, ctr: func(c *cri.ContainerConfig) { c.Envs[0].Value = []byte{0xff} }},
 
