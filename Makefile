@@ -11,7 +11,9 @@ SYSCONFDIR ?= /etc
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
 
 CACHE      := $(CURDIR)/.cache
-TAGS       := containers_image_openpgp,exclude_graphdriver_btrfs,seccomp
+# The tag seccomp needs libseccomp, through cgo: the runtime's alone.
+PURE_TAGS  := containers_image_openpgp,exclude_graphdriver_btrfs
+TAGS       := $(PURE_TAGS),seccomp
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 export GOFLAGS := -buildvcs=false -tags=$(TAGS)
 export OCID_CACHE := $(CACHE)
@@ -26,9 +28,11 @@ help: ## this list
 .PHONY: build
 build: deps ## bin/ocid, bin/ocid-monitor, bin/ocid-runtime
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid ./cmd/ocid
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid-monitor ./cmd/ocid-monitor
-	CGO_ENABLED=1 GOFLAGS='-buildvcs=false -tags=$(TAGS),runc_nocriu' \
+	CGO_ENABLED=0 GOFLAGS='-buildvcs=false -tags=$(PURE_TAGS)' \
+		go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid ./cmd/ocid
+	CGO_ENABLED=0 GOFLAGS='-buildvcs=false -tags=$(PURE_TAGS)' \
+		go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid-monitor ./cmd/ocid-monitor
+	CGO_ENABLED=1 GOFLAGS='-buildvcs=false -tags=$(TAGS),runc_nocriu,seccomp' \
 		go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid-runtime ./cmd/ocid-runtime
 
 .PHONY: deps
