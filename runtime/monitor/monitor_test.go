@@ -604,25 +604,38 @@ func TestPIDNamespace(t *testing.T) {
 	}
 }
 
-// TestFootprint prints what a pod costs; nothing is asserted.
+// TestFootprint prints what a pod costs; nothing is asserted. Program text is
+// shared, so a pod among others costs less than one alone.
 func TestFootprint(t *testing.T) {
-	p := newPod(t, "ocid")
-	for i := range 5 {
-		p.run("c"+strconv.Itoa(i), nil, "sleep", "1000")
-		if i == 0 || i == 4 {
-			t.Logf("%d containers: PSS %s", i+1, pss(p.pid))
-		}
+	const pods = 16
+	var all []*pod
+	for range pods {
+		p := newPod(t, "ocid")
+		p.run("c0", nil, "sleep", "1000")
+		all = append(all, p)
 	}
+	t.Logf("%d pods of 1 container: %s each", pods, pss(all))
+	p := all[0]
+	for i := range 4 {
+		p.run("c"+strconv.Itoa(i+1), nil, "sleep", "1000")
+	}
+	t.Logf("one of them with 5 containers: %s", pss(all[:1]))
 }
 
-func pss(pid int) string {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	for _, l := range strings.Split(string(b), "\n") {
-		if v, ok := strings.CutPrefix(l, "Pss:"); ok {
-			return strings.TrimSpace(v)
+// pss averages the proportional set sizes of monitors.
+func pss(pods []*pod) string {
+	sum := map[string]int{}
+	for _, p := range pods {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.pid))
+		for _, l := range strings.Split(string(b), "\n") {
+			if f := strings.Fields(l); len(f) == 3 {
+				n, _ := strconv.Atoi(f[1])
+				sum[f[0]] += n
+			}
 		}
 	}
-	return "?"
+	n := len(pods)
+	return fmt.Sprintf("PSS %d kB (anonymous %d kB, file %d kB)", sum["Pss:"]/n, sum["Pss_Anon:"]/n, sum["Pss_File:"]/n)
 }
 
 func BenchmarkContainer(b *testing.B) {

@@ -244,7 +244,7 @@ func (m *Monitors) launch(dir string, h engine.Handler) (pid int, err error) {
 	pidfd := -1
 	pid, err = syscall.ForkExec(m.opts.MonitorPath, argv, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"GOGC=25", "GOMAXPROCS=2", "GOTRACEBACK=single"},
+		Env:   []string{"GOGC=25", "GOMAXPROCS=1", "GOTRACEBACK=single"},
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
