@@ -113,11 +113,14 @@ func (d *demo) pull() (string, error) {
 }
 
 func (d *demo) warm() (string, error) {
-	id, err := d.e.RunPod(d.ctx, d.e.Pod("first", false), "")
+	id, _, err := d.e.Up(d.ctx, d.e.Pod("first", false), "", harness.Container("nginx", harness.Nginx))
 	if err != nil {
 		return "", err
 	}
 	if err := d.e.Down(d.ctx, id); err != nil {
+		return "", err
+	}
+	if err := os.RemoveAll(filepath.Join(d.e.Dir, "logs")); err != nil {
 		return "", err
 	}
 	d.before, err = d.e.Snapshot()
