@@ -639,20 +639,33 @@ func pss(pods []*pod) string {
 }
 
 func BenchmarkContainer(b *testing.B) {
-	for _, h := range []string{"ocid", "runc"} {
-		b.Run(h, func(b *testing.B) {
+	for _, v := range []struct{ name, handler, filter string }{
+		{"embedded", "ocid", "default"},
+		{"embedded-native-filter", "ocid", "native"},
+		{"embedded-unconfined", "ocid", ""},
+		{"runc", "runc", "default"},
+	} {
+		b.Run(v.name, func(b *testing.B) {
+			h := v.handler
 			p := newPod(b, h)
 			var create, start, stop time.Duration
+			var filterErr error
 			n := 0
 			for b.Loop() {
 				n++
 				id := "c" + strconv.Itoa(n)
 				t0 := time.Now()
 				r, err := p.create(id, func(s *specs.Spec, _ *lifecycle.CreateRequest) {
-					s.Linux.Seccomp, err2 = seccomp.GetDefaultProfile(s)
+					if v.filter == "" {
+						return
+					}
+					s.Linux.Seccomp, filterErr = seccomp.GetDefaultProfile(s)
+					if v.filter == "native" {
+						s.Linux.Seccomp.Architectures = nil
+					}
 				}, "sleep", "1000")
-				if err != nil || err2 != nil {
-					b.Fatal(err, err2)
+				if err != nil || filterErr != nil {
+					b.Fatal(err, filterErr)
 				}
 				t1 := time.Now()
 				if err := p.m.Start(b.Context(), r.ID); err != nil {
@@ -672,8 +685,6 @@ func BenchmarkContainer(b *testing.B) {
 		})
 	}
 }
-
-var err2 error
 
 func BenchmarkExec(b *testing.B) {
 	p := newPod(b, "ocid")
