@@ -334,19 +334,23 @@ func TestUsageCountsInodesOnce(t *testing.T) {
 	}
 }
 
-func TestClassicMount(t *testing.T) {
-	defer layered.OldKernel()()
+func TestMoreLowersThanAPageHolds(t *testing.T) {
 	s := open(t, newDir(t))
 	var layers []storetest.Layer
-	for i := range 60 { // longer than a page of options
+	for i := range 40 {
 		layers = append(layers, storetest.File(fmt.Sprintf("f%d", i), "x"))
 	}
 	id := load(t, s, "example.com/aa:1", storetest.Image(t, layers...))
-	for _, ro := range []bool{false, true} {
-		fs, err := s.Prepare(t.Context(), store.RootFSRequest{ID: fmt.Sprintf("ro-%t", ro), ImageID: id, ReadOnly: ro})
-		must(t, err)
-		if _, err := os.Stat(filepath.Join(fs.Path, "f0")); err != nil {
-			t.Fatal(err)
+	check := func(prefix string) {
+		for _, ro := range []bool{false, true} {
+			fs, err := s.Prepare(t.Context(), store.RootFSRequest{ID: fmt.Sprintf("%s-%t", prefix, ro), ImageID: id, ReadOnly: ro})
+			must(t, err)
+			if _, err := os.Stat(filepath.Join(fs.Path, "f0")); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	check("new")
+	defer layered.OldKernel()()
+	check("old")
 }
