@@ -129,6 +129,7 @@ echo '{"cniVersion":"1.0.0","code":99,"msg":"the switch is on fire"}'; exit 1`)
 	script("hanging", version+`[ "$CNI_COMMAND" = DEL ] && exit 0
 exec sleep 3600`)
 	e, ctx := own(t, harness.Options{CNIDir: dir})
+	check(t, e.Down(ctx, must[string](t)(e.RunPod(ctx, e.Pod("first", true), "")))) // makes what is made once
 	for _, c := range []struct{ plugin, names string }{{"absent", "absent"}, {"failing", "on fire"}, {"hanging", ""}} {
 		t.Run(c.plugin, func(t *testing.T) {
 			conf := `{"cniVersion":"1.0.0","name":"ocid-test","plugins":[{"type":"` + c.plugin + `"}]}`
@@ -165,6 +166,7 @@ func removeAll(t *testing.T, e *harness.Env) {
 
 func TestFullDisk(t *testing.T) {
 	e, ctx := own(t, harness.Options{TmpRoot: "24m"})
+	must[string](t)(e.Pull(ctx, harness.Busybox)) // makes what is made once
 	t.Run("pull", func(t *testing.T) {
 		noLeaks(t, e)
 		big := must[*images.Layer](t)(images.NewLayer(func(b *images.Builder) { b.File("big", make([]byte, 64<<20), 0o644) }))
@@ -174,7 +176,6 @@ func TestFullDisk(t *testing.T) {
 		wantError(t, err, "no space")
 	})
 	t.Run("create", func(t *testing.T) {
-		must[string](t)(e.Pull(ctx, harness.Busybox))
 		pod := e.Pod("full", true)
 		podID := must[string](t)(e.RunPod(ctx, pod, ""))
 		fill := filepath.Join(e.Root, "fill")

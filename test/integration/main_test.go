@@ -125,12 +125,16 @@ func warm(ctx context.Context, e *harness.Env) error {
 	if _, err := e.Pull(ctx, harness.Busybox); err != nil {
 		return err
 	}
-	pod := e.Pod("warm", false)
-	podID, _, err := e.Up(ctx, pod, "", harness.Shell("warm", harness.Forever))
-	if err != nil {
-		return err
+	for _, handler := range []string{"", "runc"} {
+		podID, _, err := e.Up(ctx, e.Pod("warm", false), handler, harness.Shell("warm", harness.Forever))
+		if err != nil {
+			return err
+		}
+		if err := e.Down(ctx, podID); err != nil {
+			return err
+		}
 	}
-	return e.Down(ctx, podID)
+	return os.RemoveAll(filepath.Join(e.Dir, "logs"))
 }
 
 func noLeaks(t *testing.T, e *harness.Env) {
