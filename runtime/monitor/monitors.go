@@ -59,7 +59,7 @@ type Monitors struct {
 
 	mu      sync.Mutex
 	clients map[runtime.PodID]*Client
-	busy    map[runtime.PodID]*sync.Mutex // one spawn or connect per pod at a time
+	busy    map[runtime.PodID]*podLock // one spawn or connect per pod at a time
 }
 
 var (
@@ -78,7 +78,7 @@ func New(o Options) (*Monitors, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	m := &Monitors{opts: o, clients: map[runtime.PodID]*Client{}, busy: map[runtime.PodID]*sync.Mutex{}}
+	m := &Monitors{opts: o, clients: map[runtime.PodID]*Client{}, busy: map[runtime.PodID]*podLock{}}
 	for _, h := range o.Handlers {
 		if h.Root == "" && h.Embedded {
 			return nil, fmt.Errorf("%w: handler %q has no root", runtime.ErrInvalid, h.Name)
@@ -129,17 +129,31 @@ func (m *Monitors) handler(name string) (engine.Handler, error) {
 	return h, nil
 }
 
+// podLock is held while the socket of one pod is made or connected to.
+type podLock struct {
+	sync.Mutex
+	users int // holders and waiters; guarded by Monitors.mu
+}
+
 // lock serializes what concerns the socket of one pod.
 func (m *Monitors) lock(id runtime.PodID) (unlock func()) {
 	m.mu.Lock()
 	l := m.busy[id]
 	if l == nil {
-		l = new(sync.Mutex)
+		l = new(podLock)
 		m.busy[id] = l
 	}
+	l.users++
 	m.mu.Unlock()
 	l.Lock()
-	return l.Unlock
+	return func() {
+		l.Unlock()
+		m.mu.Lock()
+		if l.users--; l.users == 0 {
+			delete(m.busy, id)
+		}
+		m.mu.Unlock()
+	}
 }
 
 func (m *Monitors) forget(id runtime.PodID, c *Client) {
@@ -147,7 +161,6 @@ func (m *Monitors) forget(id runtime.PodID, c *Client) {
 	defer m.mu.Unlock()
 	if m.clients[id] == c {
 		delete(m.clients, id)
-		delete(m.busy, id)
 	}
 }
 
