@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 		child(dir)
 		return
 	}
+	// Layers are unpacked by children of this binary, which under the race
+	// detector would sleep for a second each before they exit.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	os.Exit(m.Run())
 }
 

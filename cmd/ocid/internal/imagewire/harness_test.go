@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 	if reexec.Init() {
 		return
 	}
+	// Layers are unpacked by children of this binary, which under the race
+	// detector would sleep for a second each before they exit.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	imagewire.Logs(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
 }
