@@ -121,7 +121,8 @@ func (k *killer) killOne(program string, count *atomic.Int64) {
 	var pids []int
 	for _, p := range k.e.Processes() {
 		base := filepath.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
-		name := base == program || strings.Contains(firstWord(p.Args), program)
+		// The runtime may run from a sealed copy of its binary in memory.
+		name := base == program || program == "ocid-runtime" && strings.HasPrefix(p.Exe, "/memfd:")
 		if name && !k.kept(p) {
 			pids = append(pids, p.PID)
 		}
@@ -129,11 +130,6 @@ func (k *killer) killOne(program string, count *atomic.Int64) {
 	if len(pids) > 0 && unix.Kill(pids[k.rng.IntN(len(pids))], unix.SIGKILL) == nil {
 		count.Add(1)
 	}
-}
-
-func firstWord(s string) string {
-	w, _, _ := strings.Cut(s, " ")
-	return w
 }
 
 var keptPods sync.Map // pod id -> true
