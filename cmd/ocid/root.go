@@ -7,11 +7,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+	"github.com/ocid-io/ocid/cmd/ocid/internal/daemon"
+	"github.com/ocid-io/ocid/cmd/ocid/internal/generatecmd"
 	"github.com/ocid-io/ocid/cmd/ocid/internal/imagecmd"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/store/layered"
-
-	"github.com/ocid-io/ocid/cmd/ocid/internal/daemon"
 )
 
 // globals are the flags that every command takes.
@@ -37,7 +37,7 @@ func newRoot() *cobra.Command {
 	f.StringVar(&g.level, "log-level", "", "debug, info, warn or error (default info)")
 	f.StringVar(&g.format, "log-format", "", "text or json (default text)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(versionCommand(), serveCommand(g), configCommand(g), docsCommand())
+	root.AddCommand(versionCommand(), serveCommand(g), configCommand(g), docsCommand(), generatecmd.Command())
 	root.AddCommand(imagecmd.Commands(func() (*layered.Store, *pull.Puller, error) {
 		c, err := g.load()
 		if err != nil {

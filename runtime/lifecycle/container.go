@@ -65,7 +65,7 @@ func (m *Manager) createContainer(ctx context.Context, op *operation, pod runtim
 		return "", fmt.Errorf("record the container: %w", err)
 	}
 	if err := m.makeContainer(ctx, op, p, &c, img); err != nil {
-		return "", errors.Join(err, m.undoContainer(ctx, c))
+		return "", errors.Join(err, m.undoContainerOrLater(ctx, c))
 	}
 	return id, nil
 }

@@ -164,6 +164,30 @@ func TestCallerGivesUpAndRetries(t *testing.T) {
 	}
 }
 
+// What is being removed is not listed, so nobody asks for it again.
+func TestFailedCleanUpIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	m.o.FirstRetry = time.Millisecond
+	broken := errors.New("broken")
+	w.set("add", broken)
+	w.set("del", broken)
+	if _, err := m.RunPod(t.Context(), podConfig("a")); !errors.Is(err, broken) {
+		t.Fatalf("got %v", err)
+	}
+	tries := 0
+	for s := range w.entered {
+		if s == "shutdown" {
+			break
+		}
+		if s == "del" {
+			if tries++; tries == 3 {
+				w.set("del", nil)
+			}
+		}
+	}
+}
+
 // A clean-up that fails must not strand the name either.
 func TestFailedCleanUpDoesNotKeepTheName(t *testing.T) {
 	w := newWorld(t)
@@ -181,7 +205,7 @@ func TestFailedCleanUpDoesNotKeepTheName(t *testing.T) {
 	}
 	w.set("del", nil)
 	for _, p := range m.Pods() {
-		if err := m.RemovePod(t.Context(), p.ID); err != nil {
+		if err := m.RemovePod(t.Context(), p.ID); err != nil && !errors.Is(err, runtime.ErrNotFound) {
 			t.Errorf("remove %s (the live one is %s): %v", p.ID, id, err)
 		}
 	}

@@ -37,6 +37,7 @@ type Options struct {
 	UpperDir      func(id string) string // writable layer of a root file system; nil: not measured
 	Log           *slog.Logger
 	OperationTime time.Duration // limit of one operation; 0 is four minutes
+	FirstRetry    time.Duration // pause before a failed clean-up is tried again; 0 is a second
 }
 
 // UsageReader reads what a cgroup uses and what a directory tree takes.
@@ -58,6 +59,8 @@ type Manager struct {
 	mu   sync.Mutex
 	pods map[runtime.PodID]Monitor              // guarded by mu: connected monitors
 	live map[runtime.ContainerID]*liveContainer // guarded by mu
+	// retrying holds the objects whose clean-up is tried again; guarded by mu.
+	retrying map[string]bool
 }
 
 // liveContainer is what is known of a container only while this process runs.
@@ -74,6 +77,9 @@ func New(o Options) *Manager {
 	if o.OperationTime == 0 {
 		o.OperationTime = 4 * time.Minute
 	}
+	if o.FirstRetry == 0 {
+		o.FirstRetry = firstRetry
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -84,6 +90,8 @@ func New(o Options) *Manager {
 		ctrTurn: turns{held: map[string]*turn{}},
 		pods:    map[runtime.PodID]Monitor{},
 		live:    map[runtime.ContainerID]*liveContainer{},
+
+		retrying: map[string]bool{},
 	}
 }
 

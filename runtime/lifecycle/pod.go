@@ -58,7 +58,7 @@ func (m *Manager) runPod(ctx context.Context, op *operation, cfg runtime.PodConf
 		return "", fmt.Errorf("record the pod: %w", err)
 	}
 	if err := m.makePod(ctx, op, &p); err != nil {
-		return "", errors.Join(err, m.undoPod(ctx, p))
+		return "", errors.Join(err, m.undoPodOrLater(ctx, p))
 	}
 	return p.ID, nil
 }

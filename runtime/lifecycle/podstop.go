@@ -112,7 +112,7 @@ func (m *Manager) removePod(ctx context.Context, op *operation, id runtime.PodID
 		return err
 	}
 	defer op.enter(ctx, "undo")()
-	return m.undoPod(ctx, p)
+	return m.undoPodOrLater(ctx, p)
 }
 
 // killMonitor ends a monitor that does not answer on its socket.

@@ -108,7 +108,7 @@ func (m *Manager) removeContainer(ctx context.Context, id runtime.ContainerID) e
 	if err != nil {
 		return err
 	}
-	return m.undoContainer(ctx, c)
+	return m.undoContainerOrLater(ctx, c)
 }
 
 // watch records the container's exit when its monitor tells it.

@@ -113,7 +113,9 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 	if d.store, d.puller, err = OpenImages(c, log); err != nil {
 		return nil, err
 	}
-	led, err := ledger.Open(filepath.Join(c.Root, "ledger"), log)
+	// On the run root: pods do not outlive a reboot, what they leave under the
+	// root is collected at start, and a record on tmpfs costs no disk flush.
+	led, err := ledger.Open(filepath.Join(c.RunRoot, "ledger"), log)
 	if err != nil {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
