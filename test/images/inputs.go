@@ -176,10 +176,10 @@ func editConfig(file string) error {
 	}
 	lines := strings.Split(string(b), "\n")
 	for i, l := range lines {
-		switch {
-		case l == "# CONFIG_STATIC is not set":
+		switch l {
+		case "# CONFIG_STATIC is not set":
 			lines[i] = "CONFIG_STATIC=y"
-		case l == "CONFIG_TC=y", l == "CONFIG_FEATURE_TC_INGRESS=y":
+		case "CONFIG_TC=y", "CONFIG_FEATURE_TC_INGRESS=y":
 			lines[i] = "# " + strings.TrimSuffix(l, "=y") + " is not set"
 		}
 	}

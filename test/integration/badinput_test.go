@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -149,6 +150,12 @@ exec sleep 3600`)
 			// Another pod is not held up by the one that hangs.
 			host := e.Pod("beside-"+c.plugin, true)
 			check(t, e.Down(context.WithoutCancel(ctx), must[string](t)(e.RunPod(context.WithoutCancel(ctx), host, ""))))
+			// The operation goes on without its caller; it ends when the plugin does.
+			for _, p := range e.Processes() {
+				if p.Args == "sleep 3600" {
+					check(t, unix.Kill(p.PID, unix.SIGKILL))
+				}
+			}
 			removeAll(t, e)
 		})
 	}
