@@ -1,11 +1,13 @@
 package harness
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -24,6 +26,9 @@ const stageVar = "OCID_HARNESS_STAGE"
 func Isolate() error {
 	switch os.Getenv(stageVar) {
 	case "":
+		if err := Prepare(false); err != nil {
+			return err
+		}
 		self, err := os.Executable()
 		if err != nil {
 			return err
@@ -44,6 +49,20 @@ func Isolate() error {
 		return beInit()
 	}
 	return nil
+}
+
+// Prepare makes the test images while the machine's network is in reach; inside
+// the private namespaces it does nothing.
+func Prepare(big bool) error {
+	if os.Getenv(stageVar) != "" {
+		return nil
+	}
+	cache, err := CacheDir()
+	if err != nil {
+		return err
+	}
+	_, err = layouts(context.Background(), filepath.Join(cache, "images"), Options{Big: big, Progress: os.Stderr})
+	return err
 }
 
 func exit(err error) error {

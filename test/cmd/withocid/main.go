@@ -38,6 +38,9 @@ func run() (code int, err error) {
 	if flag.NArg() == 0 {
 		return 2, errors.New("usage: withocid [flags] -- COMMAND [ARG...]")
 	}
+	if err := harness.Prepare(*big); err != nil {
+		return 1, err
+	}
 	if err := harness.Isolate(); err != nil {
 		return 1, err
 	}
