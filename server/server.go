@@ -106,7 +106,7 @@ func (s *Server) Serve(ctx context.Context) error {
 func (s *Server) stop() {
 	force := time.AfterFunc(s.o.StopTime, func() {
 		s.o.Log.Warn("calls still run after the stop time; cutting them off", "time", s.o.StopTime)
-		s.Server.Stop()
+		s.Stop()
 	})
 	defer force.Stop()
 	s.GracefulStop()

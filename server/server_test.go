@@ -60,7 +60,7 @@ func TestStatus(t *testing.T) {
 			if status.Code(got) != tc.want {
 				t.Errorf("%v: got %s, want %s", err, status.Code(got), tc.want)
 			}
-			if err != nil && err != tc.err && !strings.Contains(got.Error(), "outer: ") {
+			if err != nil && !errors.Is(tc.err, err) && !strings.Contains(got.Error(), "outer: ") {
 				t.Errorf("%v: the context was lost: %v", err, got)
 			}
 		}

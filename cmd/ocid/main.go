@@ -33,9 +33,9 @@ func main() {
 }
 
 func exitCode(err error) int {
-	var usage *usageError
-	if errors.As(err, &usage) {
-		return exitUsage
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return coded.ExitCode()
 	}
 	return exitFailed
 }
@@ -45,3 +45,6 @@ type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
+
+// ExitCode is what the command line ends with.
+func (e *usageError) ExitCode() int { return exitUsage }

@@ -173,8 +173,11 @@ func (p *pod) spec(cg string, tty bool, args ...string) *specs.Spec {
 		Linux: &specs.Linux{
 			CgroupsPath: cg,
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.NetworkNamespace},
-				{Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.NetworkNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
 			},
 		},
 	}

@@ -39,10 +39,12 @@ func (f *fake) RunPod(_ context.Context, cfg runtime.PodConfig) (runtime.PodID, 
 	f.call("run %s", cfg.Name.Name)
 	return podID, nil
 }
+
 func (f *fake) StopPod(_ context.Context, id runtime.PodID) error {
 	f.call("stop %.2s", id)
 	return nil
 }
+
 func (f *fake) RemovePod(_ context.Context, id runtime.PodID) error {
 	f.call("remove %.2s", id)
 	return nil

@@ -97,7 +97,7 @@ func wantErr(t *testing.T, err, want error) {
 }
 
 func nothingThere(t *testing.T, f *fixture) {
-	list, err := f.Backend.Images(f.ctx)
+	list, err := f.Images(f.ctx)
 	if err != nil || len(list) != 0 {
 		t.Fatalf("Images: %v, %v", list, err)
 	}
@@ -186,7 +186,7 @@ func removeByID(t *testing.T, f *fixture) {
 	if err := f.Remove(f.ctx, id(t, one)); err != nil {
 		t.Fatal(err)
 	}
-	list, err := f.Backend.Images(f.ctx)
+	list, err := f.Images(f.ctx)
 	if err != nil || len(list) != 1 || list[0].ID != id(t, two) {
 		t.Fatalf("left: %v, %v", list, err)
 	}

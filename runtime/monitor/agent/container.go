@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"strconv"
 	"sync"
@@ -446,7 +447,8 @@ func (a *agent) signal(c *container, sig syscall.Signal, all bool) error {
 func (a *agent) remove(id string) error {
 	c, err := a.find(id)
 	if err != nil {
-		if f, ok := err.(*failure); ok && f.kind == kindNotFound {
+		var f *failure
+		if errors.As(err, &f) && f.kind == kindNotFound {
 			return proto.RemoveExit(a.dir, id)
 		}
 		return err

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"sync"
 	"syscall"
@@ -55,7 +56,7 @@ func newLog(path string) (*logFile, error) {
 
 func fullDisk(err error) bool {
 	for _, e := range [...]syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO} {
-		if pe, ok := err.(*os.PathError); ok && pe.Err == e {
+		if errors.Is(err, e) {
 			return true
 		}
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"sync"
 	"syscall"
@@ -38,7 +39,8 @@ func (c *conn) sendData(t proto.Type, data, scratch []byte) {
 
 func (c *conn) fail(id uint32, err error) {
 	m := proto.Msg{Type: proto.Error, ID: id, Text: err.Error()}
-	if f, ok := err.(*failure); ok {
+	var f *failure
+	if errors.As(err, &f) {
 		m.Code = int64(f.kind)
 	}
 	c.send(&m)

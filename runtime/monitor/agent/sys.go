@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"syscall"
 
@@ -24,7 +25,8 @@ func (f *failure) Error() string { return f.text }
 
 // errors2 prefixes err with what was tried.
 func errors2(what string, err error) error {
-	if f, ok := err.(*failure); ok {
+	var f *failure
+	if errors.As(err, &f) {
 		return &failure{kind: f.kind, text: what + ": " + f.text}
 	}
 	return &failure{text: what + ": " + err.Error()}

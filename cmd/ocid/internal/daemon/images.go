@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+	"github.com/ocid-io/ocid/cmd/ocid/internal/imagewire"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/store"
@@ -23,6 +24,7 @@ var Version = "devel"
 
 // OpenImages opens the image store and what pulls into it; no daemon is needed.
 func OpenImages(c config.Config, log *slog.Logger) (*layered.Store, *pull.Puller, error) {
+	imagewire.Logs(log)
 	st, err := layered.Open(layered.Options{Root: c.Root, RunRoot: c.RunRoot})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the image store under %s: %w", c.Root, err)

@@ -13,19 +13,20 @@ import (
 // nothing of gRPC and server nothing of pull.
 func pullStatus(err error) error {
 	for _, row := range []struct {
-		is   error
-		code codes.Code
+		is     error
+		code   codes.Code
+		prefix string // by which the kubelet knows the cause (k8s.io/cri-api/pkg/errors)
 	}{
-		{pull.ErrInvalid, codes.InvalidArgument},
-		{pull.ErrNotFound, codes.NotFound},
-		{pull.ErrUnauthorized, codes.Unauthenticated},
-		{pull.ErrDenied, codes.PermissionDenied},
-		{pull.ErrStalled, codes.Unavailable},
-		{pull.ErrCorrupt, codes.DataLoss},
-		{pull.ErrNoSpace, codes.ResourceExhausted},
+		{pull.ErrInvalid, codes.InvalidArgument, ""},
+		{pull.ErrNotFound, codes.NotFound, ""},
+		{pull.ErrUnauthorized, codes.Unauthenticated, ""},
+		{pull.ErrDenied, codes.PermissionDenied, "SignatureValidationFailed: "},
+		{pull.ErrStalled, codes.Unavailable, "RegistryUnavailable: "},
+		{pull.ErrCorrupt, codes.DataLoss, ""},
+		{pull.ErrNoSpace, codes.ResourceExhausted, ""},
 	} {
 		if errors.Is(err, row.is) {
-			return status.Error(row.code, err.Error())
+			return status.Error(row.code, row.prefix+err.Error())
 		}
 	}
 	return err

@@ -144,8 +144,13 @@ func TestCommands(t *testing.T) {
 func TestUsageErrors(t *testing.T) {
 	c := &cli{t: t, dir: t.TempDir()}
 	for _, args := range [][]string{
-		{"pull"}, {"pull", "--creds", "nocolon", "a.example/b"}, {"pull", "--platform", "linux", "a.example/b"},
-		{"images", "-o", "yaml"}, {"tag", "one"}, {"inspect"}, {"mount"},
+		{"pull"},
+		{"pull", "--creds", "nocolon", "a.example/b"},
+		{"pull", "--platform", "linux", "a.example/b"},
+		{"images", "-o", "yaml"},
+		{"tag", "one"},
+		{"inspect"},
+		{"mount"},
 	} {
 		_, _, err := c.run(args...)
 		coded, ok := err.(interface{ ExitCode() int }) //nolint:errorlint // as the command's main sees it

@@ -75,10 +75,15 @@ func printInspection(out io.Writer, in *pull.Inspection, asJSON bool) error {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	c := v.Config
 	for _, row := range [][2]string{
-		{"Reference", v.Reference}, {"Digest", v.Digest}, {"Media type", v.MediaType}, {"Image id", v.ImageID},
+		{"Reference", v.Reference},
+		{"Digest", v.Digest},
+		{"Media type", v.MediaType},
+		{"Image id", v.ImageID},
 		{"Platform", c.OS + "/" + c.Architecture},
-		{"Entrypoint", fmt.Sprintf("%q", c.Config.Entrypoint)}, {"Command", fmt.Sprintf("%q", c.Config.Cmd)},
-		{"User", c.Config.User}, {"Layers", fmt.Sprint(len(c.RootFS.DiffIDs))},
+		{"Entrypoint", fmt.Sprintf("%q", c.Config.Entrypoint)},
+		{"Command", fmt.Sprintf("%q", c.Config.Cmd)},
+		{"User", c.Config.User},
+		{"Layers", fmt.Sprint(len(c.RootFS.DiffIDs))},
 	} {
 		fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
 	}
