@@ -24,10 +24,7 @@ func (m *Manager) CreateContainer(ctx context.Context, pod runtime.PodID, cfg ru
 	what := fmt.Sprintf("create container %q in pod %s", cfg.Name.Name, pod)
 	id, err := m.flights.do(ctx, "ctr"+string(pod)+string(name), what, m.o.OperationTime, func(ctx context.Context, op *operation) (string, error) {
 		id, err := m.createContainer(ctx, op, pod, cfg)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", what, err)
-		}
-		return string(id), nil
+		return string(id), err
 	})
 	return runtime.ContainerID(id), err
 }

@@ -26,10 +26,7 @@ func (m *Manager) RunPod(ctx context.Context, cfg runtime.PodConfig) (runtime.Po
 	what := fmt.Sprintf("run pod %s/%s", cfg.Name.Namespace, cfg.Name.Name)
 	id, err := m.flights.do(ctx, "pod"+string(key), what, m.o.OperationTime, func(ctx context.Context, op *operation) (string, error) {
 		id, err := m.runPod(ctx, op, cfg)
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", what, err)
-		}
-		return string(id), nil
+		return string(id), err
 	})
 	return runtime.PodID(id), err
 }

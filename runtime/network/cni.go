@@ -41,6 +41,7 @@ type CNI struct {
 	cni     libcni.CNI
 	conf    *confDir
 	records string
+	binDirs []string
 	timeout time.Duration
 	log     *slog.Logger
 
@@ -91,7 +92,7 @@ func NewCNI(o Options) (*CNI, error) {
 	return &CNI{
 		cni:     libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.CacheDir, &pluginExec{}),
 		conf:    &confDir{dir: o.ConfDir},
-		records: records, timeout: o.Timeout, log: o.Log,
+		records: records, binDirs: o.BinDirs, timeout: o.Timeout, log: o.Log,
 		busy: map[runtime.PodID]*podLock{},
 	}, nil
 }
@@ -181,6 +182,9 @@ func (n *CNI) Add(ctx context.Context, id runtime.PodID, cfg runtime.PodConfig, 
 	if a.CapabilityArgs, err = n.capabilityArgs(list, id, &cfg); err != nil {
 		return nil, err
 	}
+	if err := n.havePlugins(list); err != nil {
+		return nil, fmt.Errorf("attach to network %q: %w", list.Name, err)
+	}
 	if err := n.del(ctx, id, netns); err != nil {
 		return nil, fmt.Errorf("undo an earlier attachment: %w", err)
 	}
@@ -198,6 +202,22 @@ func (n *CNI) Add(ctx context.Context, id runtime.PodID, cfg runtime.PodConfig, 
 		err = errors.Join(err, derr)
 	}
 	return nil, err
+}
+
+// havePlugins finds every plugin of the chain before the first runs: with one
+// missing nothing could be undone either.
+func (n *CNI) havePlugins(list *libcni.NetworkConfigList) error {
+	for _, p := range list.Plugins {
+		for _, name := range []string{p.Network.Type, p.Network.IPAM.Type} {
+			if name == "" {
+				continue
+			}
+			if _, err := (pluginExec{}).FindInPath(name, n.binDirs); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (n *CNI) add(ctx context.Context, list *libcni.NetworkConfigList, a *attachment) ([]string, error) {

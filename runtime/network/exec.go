@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -48,15 +50,26 @@ func (pluginExec) FindInPath(plugin string, paths []string) (string, error) {
 }
 
 // ExecPlugin runs a plugin in its own process group and kills all of the group
-// when ctx ends. The plugin also dies with this process: an ADD that went on
-// beside the DEL of the next daemon would leak.
+// when ctx ends.
+//
+// A plugin that adds dies with this process: an ADD that went on beside the DEL
+// of the next daemon would leak. One that deletes goes on to its end: plugins
+// find what else there is to delete by the interface that they delete first, so
+// that a DEL cut short cannot be made good by another.
 func (pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	name := filepath.Base(path)
 	stdout := &limitedBuffer{limit: maxPluginOutput}
 	stderr := &limitedBuffer{limit: maxPluginStderr}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if !slices.Contains(environ, "CNI_COMMAND=DEL") {
+		// The signal comes when the thread that forked ends (prctl(2)), so that
+		// the thread must be this call's alone.
+		goruntime.LockOSThread()
+		defer goruntime.UnlockOSThread()
+		cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
+	}
 	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
 	cmd.WaitDelay = drainDelay
 	err := cmd.Run()

@@ -35,6 +35,7 @@ func (s *Store) Collect(ctx context.Context, keep func(id string) bool) error {
 	// The library removes its own half-made layers.
 	if unlock, err := s.lockPulls(unix.LOCK_EX | unix.LOCK_NB); err == nil {
 		errs = append(errs, s.lib.GarbageCollect(), s.sweepLocked())
+		s.sweepUsage()
 		unlock()
 	} else if !errors.Is(err, errLocked) {
 		errs = append(errs, err)

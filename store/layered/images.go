@@ -314,9 +314,11 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err := s.checkUnpinned(e.hex); err != nil {
 		return err
 	}
-	if _, err := s.lib.DeleteImage(e.hex, true); err != nil {
+	layers, err := s.lib.DeleteImage(e.hex, true)
+	if err != nil {
 		return fmt.Errorf("remove image sha256:%s: %w", e.hex, classify(err))
 	}
+	s.forgetUsage(layers)
 	// Still under the lock: whoever waits for it looks at the path again.
 	_ = os.Remove(filepath.Join(s.names.pins, e.hex))
 	if err := os.Remove(filepath.Join(s.names.pins, e.hex+".lock")); err != nil && !errors.Is(err, os.ErrNotExist) {

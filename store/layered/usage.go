@@ -105,9 +105,39 @@ func (s *Store) countInodes(layers []string) {
 		s.usage.mu.Lock()
 		s.usage.inodes[id] = n
 		s.usage.mu.Unlock()
+		// Looked at after the write: whoever removed the layer either finds the
+		// file or is seen here.
+		if !s.lib.Exists(id) {
+			s.forgetUsage([]string{id})
+		}
 	}
 	s.usage.mu.Lock()
 	s.usage.counting = false
 	s.usage.stamp = "" // sum again at the next call
 	s.usage.mu.Unlock()
+}
+
+// forgetUsage drops what is known of layers that are gone.
+func (s *Store) forgetUsage(layers []string) {
+	s.usage.mu.Lock()
+	defer s.usage.mu.Unlock()
+	for _, id := range layers {
+		delete(s.usage.inodes, id)
+		_ = os.Remove(filepath.Join(s.names.usage, id))
+	}
+}
+
+// sweepUsage drops the numbers of layers that another process removed.
+func (s *Store) sweepUsage() {
+	entries, err := os.ReadDir(s.names.usage)
+	if err != nil {
+		return
+	}
+	var gone []string
+	for _, e := range entries {
+		if !s.lib.Exists(e.Name()) {
+			gone = append(gone, e.Name())
+		}
+	}
+	s.forgetUsage(gone)
 }
