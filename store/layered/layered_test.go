@@ -335,6 +335,10 @@ func TestUsageCountsInodesOnce(t *testing.T) {
 	if got := entries(t, dir, "usage"); len(got) != 2 {
 		t.Fatalf("counts kept: %v", got)
 	}
+	must(t, s.Remove(t.Context(), "example.com/aa:1"))
+	if got := entries(t, dir, "usage"); len(got) != 0 {
+		t.Fatalf("counts of removed layers kept: %v", got)
+	}
 }
 
 func TestMoreLowersThanAPageHolds(t *testing.T) {
