@@ -91,8 +91,8 @@ shell: build ## a shell with crictl beside a private daemon
 lint: deps ## vet, and golangci-lint with staticcheck and gofumpt
 	@hack/tools golangci-lint
 	go vet ./...
-	'$(CACHE)/bin/golangci-lint' run ./...
-	'$(CACHE)/bin/golangci-lint' fmt --diff
+	GOLANGCI_LINT_CACHE='$(CACHE)/golangci' '$(CACHE)/bin/golangci-lint' run ./...
+	GOLANGCI_LINT_CACHE='$(CACHE)/golangci' '$(CACHE)/bin/golangci-lint' fmt --diff
 
 .PHONY: clean
 clean: ## remove what was built; the caches of images and tools stay

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -86,3 +87,7 @@ func root(g *options) string {
 	}
 	return "/run/ocid-runtime"
 }
+
+// filters is where compiled seccomp filters are kept: beside the state
+// directory, whose every entry is a container.
+func filters(g *options) string { return filepath.Clean(root(g)) + ".seccomp" }

@@ -69,6 +69,7 @@ func create(g, a *options) (err error) {
 	if err := passFiles(lp, n); err != nil {
 		return err
 	}
+	giveFilter(filters(g), cfg.Seccomp, lp)
 	done, err := wire(lp, spec.Process.Terminal, a.get("console-socket"))
 	if err != nil {
 		return err
@@ -254,6 +255,7 @@ func execute(g, a *options) error {
 	if err := passFiles(lp, n); err != nil {
 		return err
 	}
+	giveFilter(filters(g), c.Config().Seccomp, lp)
 	done, err := wire(lp, p.Terminal, a.get("console-socket"))
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ import (
 func init() {
 	// The second stage: this process is already inside the namespaces.
 	if len(os.Args) > 1 && os.Args[1] == "init" {
+		takeFilter()
 		libcontainer.Init()
 	}
 }
