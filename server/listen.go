@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -33,8 +32,9 @@ func Listen(address string) (net.Listener, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return nil, fmt.Errorf("listen on %q: want unix:// and an absolute, clean path", address)
 	}
-	// The socket is made under a name that is this process's own.
-	tmp := path + "." + strconv.Itoa(os.Getpid())
+	// The socket is made under a name that only the holder of the lock uses, so
+	// that the next one finds what a killed one left.
+	tmp := path + ".new"
 	if len(tmp) > maxSocketPath {
 		return nil, fmt.Errorf("listen on %q: the path is longer than the %d bytes a socket can have", address, maxSocketPath-len(tmp)+len(path))
 	}

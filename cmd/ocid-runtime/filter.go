@@ -62,10 +62,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -136,7 +138,10 @@ func filter(dir string, profile *configs.Seccomp) ([]byte, error) {
 	if b, err = compile(head, profile); err != nil {
 		return nil, err
 	}
-	return b, keep(path, b)
+	if err := keep(path, b); err != nil {
+		logrus.Debugf("the compiled seccomp filter is not kept: %v", err)
+	}
+	return b, nil
 }
 
 func whole(b, head []byte) bool {
@@ -188,22 +193,29 @@ func compile(head []byte, profile *configs.Seccomp) ([]byte, error) {
 	return b, nil
 }
 
-// keep writes the program by rename: a reader sees all of it or none.
+// keep gives the program its name when all of it is written. Killed on the way
+// it leaves nothing: the file has no name before.
 func keep(path string, b []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-")
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
+		return &os.PathError{Op: "open a nameless file in", Path: dir, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+	// A file that is there is damaged, or another process's equal one.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if err != nil {
-		os.Remove(f.Name())
+	err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
 	}
 	return err
 }
