@@ -1,3 +1,11 @@
+package server
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 // A daemon killed between making its socket and naming it leaves nothing that
 // the next one does not take away.
