@@ -46,7 +46,7 @@ func (m *Manager) createContainer(ctx context.Context, op *operation, pod runtim
 	cfg.ImageID = img.ID
 	if old, ok := m.o.Ledger.ContainerByName(pod, cfg.Name); ok {
 		id, again, err := m.existingContainer(ctx, old, cfg)
-		if !again {
+		if !again || err != nil {
 			return id, err
 		}
 	}
@@ -70,6 +70,9 @@ func (m *Manager) createContainer(ctx context.Context, op *operation, pod runtim
 func (m *Manager) existingContainer(ctx context.Context, old runtime.Container, cfg runtime.ContainerConfig) (id runtime.ContainerID, again bool, err error) {
 	switch old.State {
 	case runtime.ContainerCreated, runtime.ContainerRunning, runtime.ContainerExited:
+		if old.State == runtime.ContainerExited && old.StartedAt == 0 {
+			return "", true, m.undoContainer(ctx, old) // it died before anybody used it
+		}
 		if !sameJSON(old.Config, cfg) {
 			return "", false, fmt.Errorf("%w: container %s has this name and attempt already, with another configuration", runtime.ErrInvalid, old.ID)
 		}

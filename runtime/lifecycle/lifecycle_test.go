@@ -247,6 +247,46 @@ func TestMonitorDies(t *testing.T) {
 	}
 }
 
+// A monitor may die before the client learns of its pod; the client's retry
+// must not run into the remains.
+func TestRetryAfterUnusedPodDied(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	ctx := t.Context()
+	first, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(w.mons[first].dead)
+	if err := m.orphan(ctx, first); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := m.Pod(string(first)); p.State != runtime.PodNotReady {
+		t.Fatalf("the pod is %s", p.State)
+	}
+	second, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil || second == first {
+		t.Fatalf("retry: %s, %v", second, err)
+	}
+	cid, err := m.CreateContainer(ctx, second, containerConfig("c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := m.liveOf(cid).gone
+	w.mons[second].exit(cid) <- Exit{Code: 137}
+	<-gone
+	again, err := m.CreateContainer(ctx, second, containerConfig("c"))
+	if err != nil || again == cid {
+		t.Fatalf("retry of a container that died unused: %s, %v", again, err)
+	}
+	if err := m.StopPod(ctx, second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.RunPod(ctx, podConfig("a")); !errors.Is(err, runtime.ErrState) {
+		t.Fatalf("a stopped pod with containers keeps its name: %v", err)
+	}
+}
+
 // A daemon that was killed in the middle leaves records with intents; the next
 // one undoes them from the records alone.
 func TestReconcileUndoesHalfMade(t *testing.T) {

@@ -42,7 +42,7 @@ func (m *Manager) runPod(ctx context.Context, op *operation, cfg runtime.PodConf
 	}
 	if old, ok := m.o.Ledger.PodByName(cfg.Name); ok {
 		id, again, err := m.existingPod(ctx, old, cfg)
-		if !again {
+		if !again || err != nil {
 			return id, err
 		}
 	}
@@ -70,6 +70,11 @@ func (m *Manager) existingPod(ctx context.Context, old runtime.Pod, cfg runtime.
 		}
 		return old.ID, false, nil
 	case runtime.PodNotReady:
+		if len(m.o.Ledger.ContainersOf(old.ID)) == 0 {
+			// Its monitor died before anybody used it, perhaps before its id
+			// reached the client, whose retry this is.
+			return "", true, m.undoPod(ctx, old)
+		}
 		return "", false, fmt.Errorf("%w: pod %s has this name and attempt already and is stopped: remove it, or raise the attempt", runtime.ErrState, old.ID)
 	case runtime.PodCreating, runtime.PodRemoving:
 		// What an earlier failure left. It never keeps the name: if it cannot be
