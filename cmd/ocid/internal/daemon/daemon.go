@@ -15,6 +15,7 @@ import (
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
 	"github.com/ocid-io/ocid/internal/stages"
+	"github.com/ocid-io/ocid/internal/textpages"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/runtime/engine"
@@ -67,11 +68,20 @@ func Serve(ctx context.Context, c config.Config, log *slog.Logger) error {
 	img.Handlers(c.HandlerNames())
 	cri.RegisterImageServiceServer(s, img)
 	log.Info("serving", "listen", c.Server.Listen, "version", Version)
+	go settle(log)
 	err = s.Serve(ctx)
 	drain, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	d.manager.Drain(drain)
 	return err
+}
+
+// settle gives back what only the start needed, heap and code.
+func settle(log *slog.Logger) {
+	debug.FreeOSMemory()
+	if err := textpages.Drop(); err != nil {
+		log.Debug("cannot drop pages of the binary", "error", err)
+	}
 }
 
 func listen(c config.Config) ([]net.Listener, error) {
