@@ -24,6 +24,7 @@ const (
 	killLives    = 300
 	killParallel = 8
 	killKeep     = 6 // pods that run through the whole test
+	killGiveUp   = 8 // of so many calls the client gives up one
 )
 
 // TestRandomKill takes 300 pods through their lives, eight at a time, while
@@ -44,7 +45,7 @@ func TestRandomKill(t *testing.T) {
 	k := &killer{e: e, stop: make(chan struct{}), rng: rand.New(rand.NewPCG(seed, 1))}
 	var keep []*life
 	for i := range killKeep {
-		l := &life{k: k, pod: e.Pod(fmt.Sprintf("keep-%d", i), i%3 != 0), rng: rand.New(rand.NewPCG(seed, uint64(1000+i)))}
+		l := &life{k: k, giveUp: killGiveUp, pod: e.Pod(fmt.Sprintf("keep-%d", i), i%3 != 0), rng: rand.New(rand.NewPCG(seed, uint64(1000+i)))}
 		check(t, l.up(ctx))
 		keep = append(keep, l)
 	}
@@ -57,7 +58,7 @@ func TestRandomKill(t *testing.T) {
 	for range killParallel {
 		wg.Go(func() {
 			for n := next.Add(1); n <= killLives; n = next.Add(1) {
-				l := &life{k: k, pod: e.Pod(fmt.Sprintf("life-%d", n), n%6 != 0), rng: rand.New(rand.NewPCG(seed, uint64(n)+1e6))}
+				l := &life{k: k, giveUp: killGiveUp, pod: e.Pod(fmt.Sprintf("life-%d", n), n%6 != 0), rng: rand.New(rand.NewPCG(seed, uint64(n)+1e6))}
 				if err := l.whole(ctx); err != nil {
 					errs <- fmt.Errorf("pod %d: %w", n, err)
 				}
@@ -90,6 +91,7 @@ func TestRandomKill(t *testing.T) {
 type killer struct {
 	e    *harness.Env
 	stop chan struct{}
+	only string // the program to kill; "" is any
 	rng  *rand.Rand
 
 	daemon, monitor, runtime, client atomic.Int64
@@ -103,6 +105,8 @@ func (k *killer) run() {
 		case <-time.After(time.Duration(20+k.rng.IntN(180)) * time.Millisecond):
 		}
 		switch n := k.rng.IntN(10); {
+		case k.only != "":
+			k.killOne(k.only, &k.monitor)
 		case n < 3:
 			if pid := k.e.PID(); pid != 0 && unix.Kill(pid, unix.SIGKILL) == nil {
 				k.daemon.Add(1)
@@ -147,6 +151,7 @@ func (k *killer) kept(p harness.Process) bool {
 type life struct {
 	k         *killer
 	pod       *runtimeapi.PodSandboxConfig
+	giveUp    int // one call in so many is given up, 0 for none
 	rng       *rand.Rand
 	podID, id string
 }
@@ -157,7 +162,7 @@ func (l *life) retry(ctx context.Context, what string, f func(context.Context) e
 	limit := time.Now().Add(90 * time.Second)
 	for {
 		call, cancel := context.WithTimeout(ctx, 30*time.Second)
-		if l.rng.IntN(8) == 0 {
+		if l.giveUp > 0 && l.rng.IntN(l.giveUp) == 0 {
 			cancel()
 			call, cancel = context.WithTimeout(ctx, time.Duration(l.rng.IntN(40))*time.Millisecond)
 		}
