@@ -59,7 +59,7 @@ install: build ## binaries, systemd unit and socket, default configuration, man 
 test: ## everything: build, unit, integration, critest, random kill
 	@hack/test unit integration critest randomkill
 
-.PHONY: test-unit test-integration test-critest test-randomkill
+.PHONY: test-unit test-integration test-critest test-randomkill test-endurance
 test-unit: ## unit tests under the race detector
 	@hack/test unit
 test-integration: ## the built binaries, driven over their socket as root
@@ -68,6 +68,8 @@ test-critest: ## the part of critest that is expected to pass
 	@hack/test critest
 test-randomkill: ## 300 pod lifecycles with kill -9 at random
 	@hack/test randomkill
+test-endurance: ## 2,000 pods by ten clients, with faults, and the daemon as it was at the end
+	@hack/test endurance
 
 .PHONY: images
 images: deps ## the test images, into .cache
