@@ -17,6 +17,9 @@ var (
 	ErrTimeout = errors.New("deadline exceeded")
 	// ErrUnavailable: an outside part (CNI, a monitor) does not answer now.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrLost: events were dropped because their reader was too slow; the reader
+	// must list again.
+	ErrLost = errors.New("events lost")
 )
 
 // PodState is the state of a pod's record.

@@ -31,6 +31,7 @@ var table = []struct {
 	{unix.EMFILE, codes.ResourceExhausted},
 	{unix.ENFILE, codes.ResourceExhausted},
 	{unix.ENOMEM, codes.ResourceExhausted},
+	{runtime.ErrLost, codes.ResourceExhausted},
 	{runtime.ErrTimeout, codes.DeadlineExceeded},
 	{context.DeadlineExceeded, codes.DeadlineExceeded},
 	{context.Canceled, codes.Canceled},

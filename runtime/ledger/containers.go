@@ -19,7 +19,7 @@ func (l *Ledger) PutContainer(c runtime.Container) error {
 	}
 	rec := cloneContainer(&c)
 	err := put(l, change[runtime.ContainerID, runtime.Container]{
-		table: l.containers, dir: containersDir, id: c.ID, rec: &rec,
+		table: l.containers, list: &l.containerList, dir: containersDir, id: c.ID, rec: &rec,
 		admit:  func(old *runtime.Container) error { return l.admitContainer(old, &rec) },
 		retire: func() { l.unindexContainer(&rec) },
 	})
@@ -99,20 +99,44 @@ func (l *Ledger) containerRec(id runtime.ContainerID) *runtime.Container {
 }
 
 // Containers returns copies of all records, oldest first.
-func (l *Ledger) Containers() []runtime.Container {
+func (l *Ledger) Containers() []runtime.Container { return cloneContainers(l.ContainerViews()) }
+
+// ContainerViews is PodViews for containers.
+func (l *Ledger) ContainerViews() []*runtime.Container {
 	l.mu.RLock()
+	list := l.containerList
+	l.mu.RUnlock()
+	if list != nil {
+		return list
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	recs := make([]*runtime.Container, 0, len(l.containers))
 	for _, e := range l.containers {
 		if e.rec != nil {
 			recs = append(recs, e.rec)
 		}
 	}
-	l.mu.RUnlock()
-	return sortedContainers(recs)
+	sortContainers(recs)
+	l.containerList = recs
+	return recs
+}
+
+// ContainerState answers from memory without a copy; "" if there is none.
+func (l *Ledger) ContainerState(id runtime.ContainerID) runtime.ContainerState {
+	if rec := l.containerRec(id); rec != nil {
+		return rec.State
+	}
+	return ""
 }
 
 // ContainersOf returns copies of the records of a pod's containers, oldest first.
 func (l *Ledger) ContainersOf(id runtime.PodID) []runtime.Container {
+	return cloneContainers(l.ContainerViewsOf(id))
+}
+
+// ContainerViewsOf is ContainerViews for one pod.
+func (l *Ledger) ContainerViewsOf(id runtime.PodID) []*runtime.Container {
 	l.mu.RLock()
 	set := l.containersOf[id]
 	recs := make([]*runtime.Container, 0, len(set))
@@ -122,13 +146,17 @@ func (l *Ledger) ContainersOf(id runtime.PodID) []runtime.Container {
 		}
 	}
 	l.mu.RUnlock()
-	return sortedContainers(recs)
+	sortContainers(recs)
+	return recs
 }
 
-func sortedContainers(recs []*runtime.Container) []runtime.Container {
+func sortContainers(recs []*runtime.Container) {
 	slices.SortFunc(recs, func(a, b *runtime.Container) int {
 		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
+}
+
+func cloneContainers(recs []*runtime.Container) []runtime.Container {
 	out := make([]runtime.Container, len(recs))
 	for i, r := range recs {
 		out[i] = cloneContainer(r)
@@ -153,7 +181,7 @@ func (l *Ledger) ContainerByName(pod runtime.PodID, n runtime.ContainerName) (ru
 
 // DeleteContainer forgets a container. Deleting one that is not there is no error.
 func (l *Ledger) DeleteContainer(id runtime.ContainerID) error {
-	err := remove(l, l.containers, containersDir, id, func() error { return nil }, l.unindexContainer)
+	err := remove(l, l.containers, &l.containerList, containersDir, id, func() error { return nil }, l.unindexContainer)
 	if err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}

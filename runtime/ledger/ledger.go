@@ -70,6 +70,9 @@ type Ledger struct {
 	containerNames map[containerKey]runtime.ContainerID
 	containersOf   map[runtime.PodID]map[runtime.ContainerID]struct{}
 	damaged        []Damage
+	// All records oldest first, nil after a change until somebody asks.
+	podList       []*runtime.Pod
+	containerList []*runtime.Container
 }
 
 // entry is the place of one record.
@@ -159,6 +162,7 @@ func acquire[ID comparable, R any](l *Ledger, m map[ID]*entry[R], id ID, create 
 // change is what differs between pods and containers in a Put.
 type change[ID ~string, R any] struct {
 	table  map[ID]*entry[R]
+	list   *[]*R // guarded by Ledger.mu
 	dir    string
 	id     ID
 	rec    *R
@@ -193,6 +197,7 @@ func put[ID ~string, R any](l *Ledger, c change[ID, R]) error {
 	switch {
 	case err == nil:
 		e.rec = c.rec
+		*c.list = nil
 	case fresh:
 		c.retire()
 		delete(c.table, c.id)
@@ -206,7 +211,7 @@ func put[ID ~string, R any](l *Ledger, c change[ID, R]) error {
 
 // remove deletes a record; allow is asked under Ledger.mu, forget is told
 // under Ledger.mu when the file is gone.
-func remove[ID ~string, R any](l *Ledger, m map[ID]*entry[R], dir string, id ID, allow func() error, forget func(*R)) error {
+func remove[ID ~string, R any](l *Ledger, m map[ID]*entry[R], list *[]*R, dir string, id ID, allow func() error, forget func(*R)) error {
 	e := acquire(l, m, id, false)
 	if e == nil {
 		return nil
@@ -231,6 +236,7 @@ func remove[ID ~string, R any](l *Ledger, m map[ID]*entry[R], dir string, id ID,
 	}
 	forget(e.rec)
 	delete(m, id)
+	*list = nil
 	e.gone = true
 	return nil
 }

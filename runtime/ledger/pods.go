@@ -20,7 +20,7 @@ func (l *Ledger) PutPod(p runtime.Pod) error {
 	}
 	rec := clonePod(&p)
 	err := put(l, change[runtime.PodID, runtime.Pod]{
-		table: l.pods, dir: podsDir, id: p.ID, rec: &rec,
+		table: l.pods, list: &l.podList, dir: podsDir, id: p.ID, rec: &rec,
 		admit:  func(old *runtime.Pod) error { return l.admitPod(old, &rec) },
 		retire: func() { l.unnamePod(&rec) },
 	})
@@ -79,22 +79,45 @@ func (l *Ledger) Pod(id runtime.PodID) (runtime.Pod, error) {
 
 // Pods returns copies of all records, oldest first.
 func (l *Ledger) Pods() []runtime.Pod {
+	recs := l.PodViews()
+	out := make([]runtime.Pod, len(recs))
+	for i, r := range recs {
+		out[i] = clonePod(r)
+	}
+	return out
+}
+
+// PodViews returns all records, oldest first. They are the ledger's own: the
+// caller must change neither them nor the slice. A record never changes; a
+// later Put replaces it by another.
+func (l *Ledger) PodViews() []*runtime.Pod {
 	l.mu.RLock()
+	list := l.podList
+	l.mu.RUnlock()
+	if list != nil {
+		return list
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	recs := make([]*runtime.Pod, 0, len(l.pods))
 	for _, e := range l.pods {
 		if e.rec != nil {
 			recs = append(recs, e.rec)
 		}
 	}
-	l.mu.RUnlock()
 	slices.SortFunc(recs, func(a, b *runtime.Pod) int {
 		return cmp.Or(cmp.Compare(a.CreatedAt, b.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
-	out := make([]runtime.Pod, len(recs))
-	for i, r := range recs {
-		out[i] = clonePod(r)
+	l.podList = recs
+	return recs
+}
+
+// PodState answers from memory without a copy; "" if there is no such pod.
+func (l *Ledger) PodState(id runtime.PodID) runtime.PodState {
+	if rec := l.podRec(id); rec != nil {
+		return rec.State
 	}
-	return out
+	return ""
 }
 
 // PodByName finds the pod that has a name. While a pod is being removed and
@@ -116,7 +139,7 @@ func (l *Ledger) PodByName(n runtime.PodName) (runtime.Pod, bool) {
 // DeletePod forgets a pod. Deleting one that is not there is no error; one
 // that has containers is refused with runtime.ErrState.
 func (l *Ledger) DeletePod(id runtime.PodID) error {
-	err := remove(l, l.pods, podsDir, id, func() error {
+	err := remove(l, l.pods, &l.podList, podsDir, id, func() error {
 		if n := len(l.containersOf[id]); n > 0 {
 			return fmt.Errorf("%w: it still has %d containers", runtime.ErrState, n)
 		}

@@ -49,8 +49,9 @@ type UsageReader interface {
 // Manager carries out operations on pods and containers.
 // Lock order: a pod's turn, then a container's turn, then mu.
 type Manager struct {
-	o   Options
-	log *slog.Logger
+	o       Options
+	log     *slog.Logger
+	journal *journal // what o.Ledger is
 
 	flights flights
 	podTurn turns
@@ -83,8 +84,10 @@ func New(o Options) *Manager {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	j := newJournal(o.Ledger)
+	o.Ledger = j
 	return &Manager{
-		o: o, log: o.Log,
+		o: o, log: o.Log, journal: j,
 		flights: flights{ops: map[string]*operation{}},
 		podTurn: turns{held: map[string]*turn{}},
 		ctrTurn: turns{held: map[string]*turn{}},
@@ -164,16 +167,16 @@ func (m *Manager) Pod(id string) (runtime.Pod, error) {
 	if len(id) == 64 {
 		return m.o.Ledger.Pod(runtime.PodID(id))
 	}
-	var found []runtime.Pod
-	for _, p := range m.o.Ledger.Pods() {
+	var found []runtime.PodID
+	for _, p := range m.o.Ledger.PodViews() {
 		if id != "" && strings.HasPrefix(string(p.ID), id) {
-			found = append(found, p)
+			found = append(found, p.ID)
 		}
 	}
 	if len(found) != 1 {
 		return runtime.Pod{}, noSingle("pod", id, len(found))
 	}
-	return found[0], nil
+	return m.o.Ledger.Pod(found[0])
 }
 
 // Container finds a container by id or by an unambiguous prefix of it.
@@ -181,16 +184,16 @@ func (m *Manager) Container(id string) (runtime.Container, error) {
 	if len(id) == 64 {
 		return m.o.Ledger.Container(runtime.ContainerID(id))
 	}
-	var found []runtime.Container
-	for _, c := range m.o.Ledger.Containers() {
+	var found []runtime.ContainerID
+	for _, c := range m.o.Ledger.ContainerViews() {
 		if id != "" && strings.HasPrefix(string(c.ID), id) {
-			found = append(found, c)
+			found = append(found, c.ID)
 		}
 	}
 	if len(found) != 1 {
 		return runtime.Container{}, noSingle("container", id, len(found))
 	}
-	return found[0], nil
+	return m.o.Ledger.Container(found[0])
 }
 
 func noSingle(what, id string, n int) error {
@@ -205,6 +208,13 @@ func (m *Manager) Pods() []runtime.Pod { return m.o.Ledger.Pods() }
 
 // Containers lists all containers, those being made or removed too.
 func (m *Manager) Containers() []runtime.Container { return m.o.Ledger.Containers() }
+
+// PodViews and ContainerViews are Pods and Containers without copies: nobody
+// may change what they return.
+func (m *Manager) PodViews() []*runtime.Pod { return m.o.Ledger.PodViews() }
+
+// ContainerViews lists all containers, see PodViews.
+func (m *Manager) ContainerViews() []*runtime.Container { return m.o.Ledger.ContainerViews() }
 
 // NetworkReady reports nil or why pods cannot be attached now.
 func (m *Manager) NetworkReady() error { return m.o.Network.Ready() }

@@ -29,6 +29,13 @@ type Ledger interface {
 	Pods() []runtime.Pod
 	DeletePod(id runtime.PodID) error // idempotent
 	PodByName(n runtime.PodName) (runtime.Pod, bool)
+	// Views are the ledger's own records, which nobody may change; states
+	// answer without a copy, "" for what there is not.
+	PodViews() []*runtime.Pod
+	PodState(id runtime.PodID) runtime.PodState
+	ContainerViews() []*runtime.Container
+	ContainerViewsOf(id runtime.PodID) []*runtime.Container
+	ContainerState(id runtime.ContainerID) runtime.ContainerState
 	PutContainer(c runtime.Container) error
 	Container(id runtime.ContainerID) (runtime.Container, error) // ErrNotFound
 	Containers() []runtime.Container

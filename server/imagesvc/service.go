@@ -17,8 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ocid-io/ocid/store"
@@ -86,26 +85,59 @@ func (s *Service) checkSpec(spec *cri.ImageSpec) (string, error) {
 
 // ListImages answers with all images, or with the one that the filter names.
 func (s *Service) ListImages(ctx context.Context, req *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
-	resp := &cri.ListImagesResponse{}
-	if ref := req.GetFilter().GetImage().GetImage(); ref != "" {
+	list, err := s.listImages(ctx, req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &cri.ListImagesResponse{Images: list}, nil
+}
+
+func (s *Service) listImages(ctx context.Context, f *cri.ImageFilter) ([]*cri.Image, error) {
+	if ref := f.GetImage().GetImage(); ref != "" {
 		img, err := s.images.Image(ctx, ref)
 		if errors.Is(err, store.ErrNotFound) {
-			return resp, nil
+			return nil, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		resp.Images = append(resp.Images, toCRI(img))
-		return resp, nil
+		return []*cri.Image{toCRI(img)}, nil
 	}
 	all, err := s.images.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
+	out := make([]*cri.Image, 0, len(all))
 	for _, img := range all {
-		resp.Images = append(resp.Images, toCRI(img))
+		out = append(out, toCRI(img))
 	}
-	return resp, nil
+	return out, nil
+}
+
+// chunkBytes is how much one message of StreamImages takes, but for an image
+// that is larger itself.
+const chunkBytes = 1 << 20
+
+// StreamImages answers with what ListImages does, in several messages.
+func (s *Service) StreamImages(req *cri.StreamImagesRequest, stream cri.ImageService_StreamImagesServer) error {
+	list, err := s.listImages(stream.Context(), req.GetFilter())
+	if err != nil {
+		return err
+	}
+	for len(list) > 0 {
+		n, size := 1, proto.Size(list[0])
+		for n < len(list) {
+			if size += proto.Size(list[n]); size > chunkBytes {
+				break
+			}
+			n++
+		}
+		if err := stream.Send(&cri.StreamImagesResponse{Images: list[:n]}); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
 }
 
 // ImageStatus answers with the image, or with none if it is not here. A
@@ -198,11 +230,6 @@ func (s *Service) ImageFsInfo(ctx context.Context, _ *cri.ImageFsInfoRequest) (*
 		}}
 	}
 	return &cri.ImageFsInfoResponse{ImageFilesystems: usage(), ContainerFilesystems: usage()}, nil
-}
-
-// StreamImages is for a later release of the kubelet.
-func (s *Service) StreamImages(*cri.StreamImagesRequest, cri.ImageService_StreamImagesServer) error {
-	return status.Error(codes.Unimplemented, "StreamImages is not implemented")
 }
 
 func toCRI(img *store.Image) *cri.Image {

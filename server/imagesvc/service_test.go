@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ocid-io/ocid/server/imagesvc"
@@ -118,6 +120,38 @@ func TestList(t *testing.T) {
 		if err != nil || len(r.Images) != 1 || len(r.Images[0].RepoTags) != 1 || len(r.Images[0].RepoDigests) != 1 {
 			t.Fatalf("filter %v: %v, %v", f, r, err)
 		}
+	}
+}
+
+// sink keeps what a stream sends.
+type sink struct {
+	grpc.ServerStream
+	ctx  context.Context
+	sent []*cri.StreamImagesResponse
+}
+
+func (s *sink) Context() context.Context { return s.ctx }
+func (s *sink) Send(r *cri.StreamImagesResponse) error {
+	s.sent = append(s.sent, r)
+	return nil
+}
+
+func TestStream(t *testing.T) {
+	s, _, _ := newService("")
+	l, err := s.ListImages(t.Context(), &cri.ListImagesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &sink{ctx: t.Context()}
+	if err := s.StreamImages(&cri.StreamImagesRequest{}, out); err != nil {
+		t.Fatal(err)
+	}
+	if len(out.sent) != 1 || len(out.sent[0].Images) != 1 || !proto.Equal(out.sent[0].Images[0], l.Images[0]) {
+		t.Errorf("streamed %v, listed %v", out.sent, l.Images)
+	}
+	out.sent = nil
+	if err := s.StreamImages(&cri.StreamImagesRequest{Filter: &cri.ImageFilter{Image: spec("none")}}, out); err != nil || len(out.sent) != 0 {
+		t.Errorf("nothing was sent as %v, %v", out.sent, err)
 	}
 }
 

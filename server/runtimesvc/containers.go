@@ -131,9 +131,13 @@ func (s *Service) RemoveContainer(ctx context.Context, req *cri.RemoveContainerR
 
 // ListContainers lists containers from memory.
 func (s *Service) ListContainers(_ context.Context, req *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
-	f := req.GetFilter()
-	resp := &cri.ListContainersResponse{}
-	for _, c := range s.o.Records.Containers() {
+	return &cri.ListContainersResponse{Containers: s.listContainers(req.GetFilter())}, nil
+}
+
+func (s *Service) listContainers(f *cri.ContainerFilter) []*cri.Container {
+	views := s.o.Records.ContainerViews()
+	out := make([]*cri.Container, 0, len(views))
+	for _, c := range views {
 		if !containerListed(c.State) || !matches(string(c.ID), f.GetId(), c.Config.Labels, f.GetLabelSelector()) ||
 			!strings.HasPrefix(string(c.PodID), f.GetPodSandboxId()) {
 			continue
@@ -142,7 +146,7 @@ func (s *Service) ListContainers(_ context.Context, req *cri.ListContainersReque
 		if f.GetState() != nil && f.GetState().GetState() != state {
 			continue
 		}
-		resp.Containers = append(resp.Containers, &cri.Container{
+		out = append(out, &cri.Container{
 			Id:           string(c.ID),
 			PodSandboxId: string(c.PodID),
 			Metadata:     containerMetadata(c.Config.Name),
@@ -155,7 +159,7 @@ func (s *Service) ListContainers(_ context.Context, req *cri.ListContainersReque
 			Annotations:  c.Config.Annotations,
 		})
 	}
-	return resp, nil
+	return out
 }
 
 // ContainerStatus describes one container.

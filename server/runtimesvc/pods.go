@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -96,7 +97,22 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusR
 	if p.State == runtime.PodCreating {
 		return nil, s.err(fmt.Errorf("pod %s is still being created: %w", p.ID, runtime.ErrNotFound))
 	}
-	resp := &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{
+	resp := &cri.PodSandboxStatusResponse{Status: podStatus(p), Timestamp: time.Now().UnixNano()}
+	for _, c := range s.o.Records.ContainerViews() {
+		if c.PodID == p.ID && containerListed(c.State) {
+			resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(*c))
+		}
+	}
+	if req.GetVerbose() {
+		resp.Info = s.verbose(map[string]any{"info": map[string]any{
+			"pid": p.MonitorPID, "state": p.State, "intents": p.Intents, "config": p.Config,
+		}})
+	}
+	return resp, nil
+}
+
+func podStatus(p runtime.Pod) *cri.PodSandboxStatus {
+	return &cri.PodSandboxStatus{
 		Id:             string(p.ID),
 		Metadata:       podMetadata(p.Config.Name),
 		State:          podState(p.State),
@@ -106,13 +122,7 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusR
 		Labels:         p.Config.Labels,
 		Annotations:    p.Config.Annotations,
 		RuntimeHandler: p.Config.Handler,
-	}}
-	if req.GetVerbose() {
-		resp.Info = s.verbose(map[string]any{"info": map[string]any{
-			"pid": p.MonitorPID, "state": p.State, "intents": p.Intents, "config": p.Config,
-		}})
 	}
-	return resp, nil
 }
 
 func podNetwork(p runtime.Pod) *cri.PodSandboxNetworkStatus {
@@ -132,9 +142,13 @@ func podNetwork(p runtime.Pod) *cri.PodSandboxNetworkStatus {
 
 // ListPodSandbox lists pods from memory.
 func (s *Service) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
-	f := req.GetFilter()
-	resp := &cri.ListPodSandboxResponse{}
-	for _, p := range s.o.Pods.Pods() {
+	return &cri.ListPodSandboxResponse{Items: s.listPods(req.GetFilter())}, nil
+}
+
+func (s *Service) listPods(f *cri.PodSandboxFilter) []*cri.PodSandbox {
+	views := s.o.Pods.PodViews()
+	out := make([]*cri.PodSandbox, 0, len(views))
+	for _, p := range views {
 		if !podListed(p.State) || !matches(string(p.ID), f.GetId(), p.Config.Labels, f.GetLabelSelector()) {
 			continue
 		}
@@ -142,7 +156,7 @@ func (s *Service) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxReque
 		if f.GetState() != nil && f.GetState().GetState() != state {
 			continue
 		}
-		resp.Items = append(resp.Items, &cri.PodSandbox{
+		out = append(out, &cri.PodSandbox{
 			Id:             string(p.ID),
 			Metadata:       podMetadata(p.Config.Name),
 			State:          state,
@@ -152,7 +166,7 @@ func (s *Service) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxReque
 			RuntimeHandler: p.Config.Handler,
 		})
 	}
-	return resp, nil
+	return out
 }
 
 // matches holds for an id that begins with prefix and labels that have all of

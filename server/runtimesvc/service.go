@@ -33,7 +33,7 @@ type Pods interface {
 	StopPod(ctx context.Context, id runtime.PodID) error
 	RemovePod(ctx context.Context, id runtime.PodID) error
 	Pod(id string) (runtime.Pod, error)
-	Pods() []runtime.Pod
+	PodViews() []*runtime.Pod
 }
 
 // Containers carries containers through their lives, with the same promises.
@@ -44,11 +44,18 @@ type Containers interface {
 	RemoveContainer(ctx context.Context, id runtime.ContainerID) error
 }
 
-// Records answers from memory with copies. Container finds by id or
-// unambiguous prefix.
+// Records answers from memory. Container finds by id or unambiguous prefix.
+// Views, here and in Pods, are shared: nobody may change what they return.
 type Records interface {
 	Container(id string) (runtime.Container, error)
-	Containers() []runtime.Container
+	ContainerViews() []*runtime.Container
+}
+
+// Events tells of changes: it calls each for every event in order, and ready
+// once when none can be missed any more. A caller that is too slow gets
+// runtime.ErrLost.
+type Events interface {
+	Events(ctx context.Context, ready func() error, each func(*runtime.Event) error) error
 }
 
 // Tuning changes running containers.
@@ -99,6 +106,7 @@ type Options struct {
 	Pods       Pods
 	Containers Containers
 	Records    Records
+	Events     Events
 	Tuning     Tuning
 	Execs      Execs
 	Usages     Usages

@@ -27,6 +27,8 @@ type fake struct {
 	created    runtime.ContainerConfig
 	network    error
 	exec       func(stdout, stderr io.Writer) (int32, error)
+	events     []*runtime.Event
+	eventsEnd  error
 	cpu        uint64
 	at         int64
 }
@@ -49,8 +51,20 @@ func (f *fake) RemovePod(_ context.Context, id runtime.PodID) error {
 	f.call("remove %.2s", id)
 	return nil
 }
-func (f *fake) Pods() []runtime.Pod             { return f.pods }
-func (f *fake) Containers() []runtime.Container { return f.containers }
+
+func (f *fake) PodViews() (out []*runtime.Pod) {
+	for i := range f.pods {
+		out = append(out, &f.pods[i])
+	}
+	return out
+}
+
+func (f *fake) ContainerViews() (out []*runtime.Container) {
+	for i := range f.containers {
+		out = append(out, &f.containers[i])
+	}
+	return out
+}
 
 func (f *fake) Pod(id string) (runtime.Pod, error) {
 	for _, p := range f.pods {
@@ -157,7 +171,7 @@ func newFake() *fake {
 
 func newService(f *fake) *Service {
 	return New(Options{
-		Pods: f, Containers: f, Records: f, Tuning: f, Execs: f, Usages: f, Node: f, Images: f, Version: "1.2.3",
+		Pods: f, Containers: f, Records: f, Events: f, Tuning: f, Execs: f, Usages: f, Node: f, Images: f, Version: "1.2.3",
 		Info: func() map[string]any { return map[string]any{"stages": map[string]int{"x": 1}} },
 	})
 }
@@ -450,7 +464,7 @@ func TestUnimplemented(t *testing.T) {
 	s := newService(newFake())
 	_, e1 := s.Exec(t.Context(), nil)
 	_, e2 := s.CheckpointContainer(t.Context(), nil)
-	for name, err := range map[string]error{"Exec": e1, "CheckpointContainer": e2, "GetContainerEvents": s.GetContainerEvents(nil, nil)} {
+	for name, err := range map[string]error{"Exec": e1, "CheckpointContainer": e2} {
 		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -25,7 +25,7 @@ func (s *Service) ContainerStats(ctx context.Context, req *cri.ContainerStatsReq
 	if c.State != runtime.ContainerRunning {
 		return nil, s.err(errNotRunning(c))
 	}
-	st, err := s.containerStats(ctx, c)
+	st, err := s.containerStats(ctx, &c)
 	if err != nil {
 		return nil, s.err(fmt.Errorf("stats of container %s: %w", c.ID, err))
 	}
@@ -34,20 +34,24 @@ func (s *Service) ContainerStats(ctx context.Context, req *cri.ContainerStatsReq
 
 // ListContainerStats reads what all running containers use.
 func (s *Service) ListContainerStats(ctx context.Context, req *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
-	f := req.GetFilter()
-	var running []runtime.Container
-	for _, c := range s.o.Records.Containers() {
-		if c.State == runtime.ContainerRunning &&
-			matches(string(c.ID), f.GetId(), c.Config.Labels, f.GetLabelSelector()) &&
-			strings.HasPrefix(string(c.PodID), f.GetPodSandboxId()) {
-			running = append(running, c)
-		}
-	}
-	list, err := s.statsOf(ctx, running)
+	list, err := s.statsOf(ctx, s.measurable(req.GetFilter()))
 	if err != nil {
 		return nil, s.err(err)
 	}
 	return &cri.ListContainerStatsResponse{Stats: list}, nil
+}
+
+// measurable lists the running containers that a filter lets through.
+func (s *Service) measurable(f *cri.ContainerStatsFilter) []*runtime.Container {
+	var out []*runtime.Container
+	for _, c := range s.o.Records.ContainerViews() {
+		if c.State == runtime.ContainerRunning &&
+			matches(string(c.ID), f.GetId(), c.Config.Labels, f.GetLabelSelector()) &&
+			strings.HasPrefix(string(c.PodID), f.GetPodSandboxId()) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // PodSandboxStats reads what one pod uses, with each of its running containers.
@@ -59,7 +63,7 @@ func (s *Service) PodSandboxStats(ctx context.Context, req *cri.PodSandboxStatsR
 	if p.State != runtime.PodReady {
 		return nil, s.err(fmt.Errorf("%w: pod %s is %s and uses nothing", runtime.ErrState, p.ID, p.State))
 	}
-	st, err := s.podStats(ctx, p, s.running()[p.ID])
+	st, err := s.podStats(ctx, &p, s.running()[p.ID])
 	if err != nil {
 		return nil, s.err(fmt.Errorf("stats of pod %s: %w", p.ID, err))
 	}
@@ -68,30 +72,37 @@ func (s *Service) PodSandboxStats(ctx context.Context, req *cri.PodSandboxStatsR
 
 // ListPodSandboxStats reads what all ready pods use.
 func (s *Service) ListPodSandboxStats(ctx context.Context, req *cri.ListPodSandboxStatsRequest) (*cri.ListPodSandboxStatsResponse, error) {
-	f := req.GetFilter()
-	running := s.running()
-	var pods []runtime.Pod
-	for _, p := range s.o.Pods.Pods() {
-		if p.State == runtime.PodReady && matches(string(p.ID), f.GetId(), p.Config.Labels, f.GetLabelSelector()) {
-			pods = append(pods, p)
-		}
-	}
-	list, err := gather(ctx, pods, func(ctx context.Context, p runtime.Pod) (*cri.PodSandboxStats, error) {
-		st, err := s.podStats(ctx, p, running[p.ID])
-		if err != nil {
-			s.log.Debug("pod left out of stats", "pod", string(p.ID), "err", err)
-		}
-		return st, err
-	})
+	list, err := s.podStatsOf(ctx, s.measurablePods(req.GetFilter()))
 	if err != nil {
 		return nil, s.err(err)
 	}
 	return &cri.ListPodSandboxStatsResponse{Stats: list}, nil
 }
 
-func (s *Service) running() map[runtime.PodID][]runtime.Container {
-	out := map[runtime.PodID][]runtime.Container{}
-	for _, c := range s.o.Records.Containers() {
+func (s *Service) measurablePods(f *cri.PodSandboxStatsFilter) []*runtime.Pod {
+	var out []*runtime.Pod
+	for _, p := range s.o.Pods.PodViews() {
+		if p.State == runtime.PodReady && matches(string(p.ID), f.GetId(), p.Config.Labels, f.GetLabelSelector()) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (s *Service) podStatsOf(ctx context.Context, pods []*runtime.Pod) ([]*cri.PodSandboxStats, error) {
+	running := s.running()
+	return gather(ctx, pods, func(ctx context.Context, p *runtime.Pod) (*cri.PodSandboxStats, error) {
+		st, err := s.podStats(ctx, p, running[p.ID])
+		if err != nil {
+			s.log.Debug("pod left out of stats", "pod", string(p.ID), "err", err)
+		}
+		return st, err
+	})
+}
+
+func (s *Service) running() map[runtime.PodID][]*runtime.Container {
+	out := map[runtime.PodID][]*runtime.Container{}
+	for _, c := range s.o.Records.ContainerViews() {
 		if c.State == runtime.ContainerRunning {
 			out[c.PodID] = append(out[c.PodID], c)
 		}
@@ -99,8 +110,8 @@ func (s *Service) running() map[runtime.PodID][]runtime.Container {
 	return out
 }
 
-func (s *Service) statsOf(ctx context.Context, list []runtime.Container) ([]*cri.ContainerStats, error) {
-	return gather(ctx, list, func(ctx context.Context, c runtime.Container) (*cri.ContainerStats, error) {
+func (s *Service) statsOf(ctx context.Context, list []*runtime.Container) ([]*cri.ContainerStats, error) {
+	return gather(ctx, list, func(ctx context.Context, c *runtime.Container) (*cri.ContainerStats, error) {
 		st, err := s.containerStats(ctx, c)
 		if err != nil {
 			s.log.Debug("container left out of stats", "container", string(c.ID), "err", err)
@@ -141,7 +152,7 @@ func gather[T, R any](ctx context.Context, items []T, read func(context.Context,
 	return out, nil
 }
 
-func (s *Service) containerStats(ctx context.Context, c runtime.Container) (*cri.ContainerStats, error) {
+func (s *Service) containerStats(ctx context.Context, c *runtime.Container) (*cri.ContainerStats, error) {
 	u, err := s.o.Usages.ContainerUsage(ctx, c.ID)
 	if err != nil {
 		return nil, err
@@ -166,7 +177,7 @@ func (s *Service) containerStats(ctx context.Context, c runtime.Container) (*cri
 	return out, nil
 }
 
-func (s *Service) podStats(ctx context.Context, p runtime.Pod, containers []runtime.Container) (*cri.PodSandboxStats, error) {
+func (s *Service) podStats(ctx context.Context, p *runtime.Pod, containers []*runtime.Container) (*cri.PodSandboxStats, error) {
 	u, err := s.o.Usages.PodUsage(ctx, p.ID)
 	if err != nil {
 		return nil, err

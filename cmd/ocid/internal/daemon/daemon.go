@@ -69,6 +69,7 @@ func Serve(ctx context.Context, c config.Config, log *slog.Logger) error {
 	cri.RegisterImageServiceServer(s, img)
 	log.Info("serving", "listen", c.Server.Listen, "version", Version)
 	go settle(log)
+	defer context.AfterFunc(ctx, d.manager.EndEvents)()
 	err = s.Serve(ctx)
 	drain, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -201,7 +202,7 @@ func (d *parts) close() {
 
 func (d *parts) runtimeService(c config.Config, log *slog.Logger) *runtimesvc.Service {
 	return runtimesvc.New(runtimesvc.Options{
-		Pods: d.manager, Containers: d.manager, Records: d.manager, Tuning: d.manager,
+		Pods: d.manager, Containers: d.manager, Records: d.manager, Events: d.manager, Tuning: d.manager,
 		Execs: d.manager, Usages: d.manager, Node: node{d.manager, c, log}, Images: resolver{d.store},
 		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2},
 		Version: Version, Log: log, ToStatus: server.Status,
