@@ -114,6 +114,7 @@ type ContainerConfig struct {
 	Env         []EnvVar          `json:"env,omitempty"`
 	Mounts      []Mount           `json:"mounts,omitempty"`
 	Devices     []Device          `json:"devices,omitempty"`
+	CDIDevices  []string          `json:"cdiDevices,omitempty"` // "vendor/class=name"
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	LogPath     string            `json:"logPath,omitempty"` // absolute; "" logs nowhere

@@ -102,7 +102,7 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 		return fmt.Errorf("prepare the root file system: %w", err)
 	}
 	end = op.enter(ctx, "spec")
-	err = m.writeBundle(ctx, p, c, img, root)
+	err = m.writeBundle(ctx, op, p, c, img, root)
 	end()
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 }
 
 // writeBundle resolves all outside facts, builds the OCI spec and writes it.
-func (m *Manager) writeBundle(ctx context.Context, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root string) error {
+func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root string) error {
 	if err := m.checkMounts(ctx, c.Config.Mounts); err != nil {
 		return err
 	}
@@ -150,6 +150,9 @@ func (m *Manager) writeBundle(ctx context.Context, p runtime.Pod, c *runtime.Con
 	in.Home = home
 	s, err := spec.Build(in)
 	if err != nil {
+		return err
+	}
+	if err := m.adjust(ctx, op, p, c, s); err != nil {
 		return err
 	}
 	b, err := spec.Marshal(s)
@@ -204,7 +207,10 @@ func (m *Manager) specInput(p runtime.Pod, c *runtime.Container, img runtime.Ima
 	if in.HostDevices, err = spec.Devices(c.Config.Devices); err != nil {
 		return in, err
 	}
-	if c.Config.Security.Privileged {
+	if hides := m.o.Extensions.HidesHostDevices; hides != nil {
+		in.HideHostDevices = hides(p.Config.Handler)
+	}
+	if c.Config.Security.Privileged && !in.HideHostDevices {
 		if in.AllDevices, err = spec.HostDevices(); err != nil {
 			return in, err
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocid-io/ocid/internal/capbuf"
 	"github.com/ocid-io/ocid/runtime"
 )
 
@@ -58,8 +59,8 @@ func (pluginExec) FindInPath(plugin string, paths []string) (string, error) {
 // that a DEL cut short cannot be made good by another.
 func (pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	name := filepath.Base(path)
-	stdout := &limitedBuffer{limit: maxPluginOutput}
-	stderr := &limitedBuffer{limit: maxPluginStderr}
+	stdout := &capbuf.Buffer{Limit: maxPluginOutput}
+	stderr := &capbuf.Buffer{Limit: maxPluginStderr}
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -81,7 +82,7 @@ func (pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 		return nil, fmt.Errorf("CNI plugin %s was stopped: %w%s", name, timeoutError(ctx), tail(stderr))
 	case err != nil:
 		return nil, fmt.Errorf("CNI plugin %s: %w%s", name, pluginError(err, stdout.Bytes()), tail(stderr))
-	case stdout.over:
+	case stdout.Over():
 		return nil, fmt.Errorf("CNI plugin %s: more than %d bytes of output", name, maxPluginOutput)
 	}
 	return stdout.Bytes(), nil
@@ -113,25 +114,9 @@ func pluginError(err error, stdout []byte) error {
 	return err
 }
 
-func tail(stderr *limitedBuffer) string {
+func tail(stderr *capbuf.Buffer) string {
 	if s := strings.TrimSpace(stderr.String()); s != "" {
 		return fmt.Sprintf(" (stderr: %q)", s)
 	}
 	return ""
-}
-
-// limitedBuffer keeps the first limit bytes and swallows the rest.
-type limitedBuffer struct {
-	bytes.Buffer
-	limit int
-	over  bool
-}
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if room := b.limit - b.Len(); len(p) > room {
-		b.over = true
-		b.Buffer.Write(p[:room])
-		return len(p), nil
-	}
-	return b.Buffer.Write(p)
 }

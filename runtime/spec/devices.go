@@ -24,7 +24,7 @@ func stepDevices(in *Input, s *specs.Spec) error {
 	}
 	s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
 	rules := &s.Linux.Resources.Devices
-	if in.Container.Security.Privileged {
+	if in.Container.Security.Privileged && !in.HideHostDevices {
 		*rules = append(*rules, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
 		for _, d := range in.AllDevices {
 			if !slices.ContainsFunc(in.HostDevices, func(h specs.LinuxDevice) bool { return h.Path == d.Path }) {

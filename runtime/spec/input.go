@@ -25,10 +25,13 @@ type Input struct {
 	Hostname     string
 	HostDevices  []specs.LinuxDevice // resolved Devices, with type, major, minor
 	AllDevices   []specs.LinuxDevice // for privileged
-	DaemonCaps   []string            // capabilities that may be given, "CAP_X" form
-	MinOOMScore  int                 // lowest oom_score_adj that may be set
-	CgroupV2     bool
-	SeccompFile  []byte // content of a localhost profile
+	// HideHostDevices gives a privileged container the devices of an
+	// unprivileged one.
+	HideHostDevices bool
+	DaemonCaps      []string // capabilities that may be given, "CAP_X" form
+	MinOOMScore     int      // lowest oom_score_adj that may be set
+	CgroupV2        bool
+	SeccompFile     []byte // content of a localhost profile
 	// AppArmorDefault names the loaded profile that AppArmor kind "default"
 	// stands for; "" on a machine without AppArmor, where "default" confines nothing.
 	AppArmorDefault string

@@ -51,8 +51,10 @@ func containerConfig(in *cri.ContainerConfig, f containerFacts) (runtime.Contain
 			out.Devices = append(out.Devices, c.device(index("devices", i), d))
 		}
 	}
-	if len(in.GetCDIDevices()) > 0 {
-		c.fail("CDI_devices", "CDI devices are not supported yet")
+	if c.count("CDI_devices", len(in.GetCDIDevices()), maxEntries) {
+		for i, d := range in.GetCDIDevices() {
+			out.CDIDevices = append(out.CDIDevices, c.word(index("CDI_devices", i), d.GetName()))
+		}
 	}
 	if in.GetWindows() != nil {
 		c.fail("windows", "Windows containers are not supported")

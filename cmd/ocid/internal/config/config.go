@@ -28,6 +28,7 @@ type Config struct {
 	Server    Server  `toml:"server"`
 	Runtime   Runtime `toml:"runtime"`
 	Network   Network `toml:"network"`
+	NRI       NRI     `toml:"nri"`
 	Image     Image   `toml:"image"`
 }
 
@@ -42,14 +43,11 @@ type Runtime struct {
 	CgroupParent   string             `toml:"cgroup_parent" doc:"Parent cgroup of pods that name none."`
 	SeccompRoot    string             `toml:"seccomp_root" doc:"Where relative localhost seccomp profiles are found."`
 	MonitorPath    string             `toml:"monitor_path" doc:"The ocid-monitor binary. Empty: beside ocid."`
+	HooksDirs      []string           `toml:"hooks_dirs" doc:"Directories of OCI hooks (oci-hooks(5)); a file in a later one replaces that of the same name."`
+	CDIDirs        []string           `toml:"cdi_dirs" doc:"Directories of Container Device Interface files; the later ones win."`
+	AppArmor       string             `toml:"apparmor_profile" doc:"AppArmor profile of containers that name none. ocid-default is made and loaded by ocid."`
+	SELinux        bool               `toml:"selinux" doc:"Label containers and volumes where SELinux is active."`
 	Handlers       map[string]Handler `toml:"handlers"`
-}
-
-// Handler is one runtime handler (RuntimeClass).
-type Handler struct {
-	Path string   `toml:"path" doc:"An OCI runtime's binary. Empty with the name ocid: the embedded runtime."`
-	Root string   `toml:"root" doc:"The runtime's state directory. Empty: a directory under run_root."`
-	Args []string `toml:"args" doc:"Global arguments, placed before the runtime's command."`
 }
 
 // Network configures CNI.
@@ -101,6 +99,14 @@ func Default() Config {
 			DefaultHandler: EmbeddedHandler, CgroupParent: "/ocid",
 			SeccompRoot: "/var/lib/kubelet/seccomp",
 			Handlers:    map[string]Handler{EmbeddedHandler: {}},
+			HooksDirs:   []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
+			CDIDirs:     []string{"/etc/cdi", "/var/run/cdi"},
+			AppArmor:    "ocid-default",
+			SELinux:     true,
+		},
+		NRI: NRI{
+			Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", PluginConfigDir: "/etc/nri/conf.d",
+			RegistrationTimeout: Duration(5 * time.Second), RequestTimeout: Duration(2 * time.Second),
 		},
 		Network: Network{
 			ConfDir: "/etc/cni/net.d",
@@ -151,6 +157,9 @@ func (c *Config) Complete() error {
 	if !strings.HasPrefix(c.Server.Listen, "unix:///") {
 		return fmt.Errorf("server.listen must be unix:///PATH, and is %q", c.Server.Listen)
 	}
+	if err := c.checkExtensions(); err != nil {
+		return err
+	}
 	return c.completeHandlers()
 }
 
@@ -162,8 +171,8 @@ func (c *Config) completeHandlers() error {
 		if h.Path == "" && name != EmbeddedHandler {
 			return fmt.Errorf("runtime.handlers.%s needs a path to an OCI runtime", name)
 		}
-		if h.Path != "" && !filepath.IsAbs(h.Path) {
-			return fmt.Errorf("runtime.handlers.%s.path must be absolute, and is %q", name, h.Path)
+		if err := h.check(name); err != nil {
+			return err
 		}
 		if h.Root == "" {
 			h.Root = filepath.Join(c.RunRoot, "runtime", name)

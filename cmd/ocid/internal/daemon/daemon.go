@@ -19,6 +19,7 @@ import (
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/runtime/engine"
+	"github.com/ocid-io/ocid/runtime/handler"
 	"github.com/ocid-io/ocid/runtime/ledger"
 	"github.com/ocid-io/ocid/runtime/lifecycle"
 	"github.com/ocid-io/ocid/runtime/monitor"
@@ -113,6 +114,8 @@ type parts struct {
 	cni     *network.CNI
 	manager *lifecycle.Manager
 	stages  *stages.Recorder
+
+	handlers map[string]engine.Handler
 }
 
 func build(c config.Config, log *slog.Logger) (*parts, error) {
@@ -130,7 +133,7 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
-	mons, err := monitors(c, log)
+	mons, handlers, err := monitors(c, log)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +144,11 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up CNI: %w", err)
 	}
+	d.handlers = handlers
+	ext, err := d.extensions(log)
+	if err != nil {
+		return nil, err
+	}
 	d.manager = lifecycle.New(lifecycle.Options{
 		RunDir: c.RunRoot, Ledger: led, Images: images{d.store},
 		Namespaces: network.Namespaces{}, Network: d.cni, Monitors: mons,
@@ -148,23 +156,24 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 		CgroupParent: c.Runtime.CgroupParent, CgroupV2: h.cgroupV2,
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
 		SeccompRoot: c.Runtime.SeccompRoot, Usage: usage{},
-		UpperDir: func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
-		Log:      log,
+		UpperDir:   func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
+		Extensions: ext,
+		Log:        log,
 	})
 	return d, nil
 }
 
-func monitors(c config.Config, log *slog.Logger) (*monitor.Monitors, error) {
+func monitors(c config.Config, log *slog.Logger) (*monitor.Monitors, map[string]engine.Handler, error) {
 	path := c.Runtime.MonitorPath
 	if path == "" {
 		var err error
 		if path, err = beside("ocid-monitor"); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	embedded, err := beside("ocid-runtime")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	handlers := map[string]engine.Handler{}
 	for name, h := range c.Runtime.Handlers {
@@ -177,10 +186,11 @@ func monitors(c config.Config, log *slog.Logger) (*monitor.Monitors, error) {
 		}
 		handlers[name] = e
 	}
-	return monitor.New(monitor.Options{
+	mons, err := monitor.New(monitor.Options{
 		MonitorPath: path, RuntimePath: embedded, Handlers: handlers,
 		Default: c.Runtime.DefaultHandler, Log: log,
 	})
+	return mons, handlers, err
 }
 
 // owned tells which root file systems have a container's record.
@@ -203,7 +213,7 @@ func (d *parts) close() {
 func (d *parts) runtimeService(c config.Config, log *slog.Logger) *runtimesvc.Service {
 	return runtimesvc.New(runtimesvc.Options{
 		Pods: d.manager, Containers: d.manager, Records: d.manager, Events: d.manager, Tuning: d.manager,
-		Execs: d.manager, Usages: d.manager, Node: node{d.manager, c, log}, Images: resolver{d.store},
+		Execs: d.manager, Usages: d.manager, Node: node{d.manager, c, d.handlers, &handler.Prober{}, log}, Images: resolver{d.store},
 		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2},
 		Version: Version, Log: log, ToStatus: server.Status,
 		Info: func() map[string]any {
@@ -214,9 +224,11 @@ func (d *parts) runtimeService(c config.Config, log *slog.Logger) *runtimesvc.Se
 
 // node implements runtimesvc.Node.
 type node struct {
-	m   *lifecycle.Manager
-	c   config.Config
-	log *slog.Logger
+	m        *lifecycle.Manager
+	c        config.Config
+	handlers map[string]engine.Handler
+	prober   *handler.Prober
+	log      *slog.Logger
 }
 
 // NetworkReady implements runtimesvc.Node.
@@ -224,13 +236,30 @@ func (n node) NetworkReady() error { return n.m.NetworkReady() }
 
 // Handlers lists the default handler's alias and all names.
 func (n node) Handlers() []runtime.HandlerInfo {
-	out := []runtime.HandlerInfo{{Name: "", RecursiveReadOnly: true}}
+	out := []runtime.HandlerInfo{{}}
 	for _, name := range n.c.HandlerNames() {
-		// The embedded runtime knows recursive read-only mounts; what another
-		// one knows is not guessed.
-		out = append(out, runtime.HandlerInfo{Name: name, RecursiveReadOnly: name == config.EmbeddedHandler})
+		info := n.handler(name)
+		if name == n.c.Runtime.DefaultHandler {
+			out[0] = info
+			out[0].Name = ""
+		}
+		out = append(out, info)
 	}
 	return out
+}
+
+// handler tells what a handler can do: the embedded runtime's abilities are
+// known, another one is asked, and what it cannot say is not guessed.
+func (n node) handler(name string) runtime.HandlerInfo {
+	h := n.handlers[name]
+	if h.Embedded {
+		return runtime.HandlerInfo{Name: name, RecursiveReadOnly: true}
+	}
+	f, err := n.prober.Features(context.Background(), h)
+	if err != nil {
+		n.log.Debug("a runtime's features are unknown", "handler", name, "error", err)
+	}
+	return runtime.HandlerInfo{Name: name, RecursiveReadOnly: f.RecursiveReadOnly}
 }
 
 // UpdateRuntimeConfig takes the pod address range, which CNI's own

@@ -1,0 +1,59 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+	"github.com/ocid-io/ocid/runtime/cdi"
+	"github.com/ocid-io/ocid/runtime/handler"
+	"github.com/ocid-io/ocid/runtime/hooks"
+	"github.com/ocid-io/ocid/runtime/lifecycle"
+)
+
+// extensions builds what has a say in a container's spec, in the order in
+// which it is asked: the handler's configuration, devices, hooks.
+func (d *parts) extensions(log *slog.Logger) (lifecycle.Extensions, error) {
+	policies, err := handlerPolicies(d.c)
+	if err != nil {
+		return lifecycle.Extensions{}, err
+	}
+	return lifecycle.Extensions{
+		Adjust: []lifecycle.SpecAdjuster{
+			policies,
+			cdi.New(d.c.Runtime.CDIDirs, log),
+			hooks.New(d.c.Runtime.HooksDirs, log),
+		},
+		HidesHostDevices: policies.HideHostDevices,
+	}, nil
+}
+
+// handlerPolicies reads what the configuration says of each handler.
+func handlerPolicies(c config.Config) (*handler.Policies, error) {
+	out := &handler.Policies{Default: c.Runtime.DefaultHandler, ByName: map[string]handler.Policy{}}
+	for name, h := range c.Runtime.Handlers {
+		pol := handler.Policy{
+			AllowedAnnotations: h.AllowedAnnotations, DefaultAnnotations: h.Annotations(),
+			DefaultEnv: h.DefaultEnv, HideHostDevices: h.HideHostDevices, MinMemory: h.MinMemory,
+		}
+		for _, u := range h.DefaultUlimits {
+			l, err := handler.ParseUlimit(u)
+			if err != nil {
+				return nil, fmt.Errorf("runtime.handlers.%s.default_ulimits: %w", name, err)
+			}
+			pol.Rlimits = append(pol.Rlimits, l)
+		}
+		if h.BaseRuntimeSpec != "" {
+			base, err := handler.ReadBase(h.BaseRuntimeSpec)
+			if err != nil {
+				return nil, fmt.Errorf("runtime.handlers.%s.base_runtime_spec: %w", name, err)
+			}
+			pol.Base = base
+		}
+		if err := pol.Check(); err != nil {
+			return nil, fmt.Errorf("runtime.handlers.%s: %w", name, err)
+		}
+		out.ByName[name] = pol
+	}
+	return out, nil
+}
