@@ -307,10 +307,10 @@ func list(g, a *options) error {
 	}
 	for _, s := range states {
 		if a.on("quiet", "q") {
-			fmt.Println(s.ID)
+			fmt.Fprintln(os.Stdout, s.ID)
 			continue
 		}
-		fmt.Printf("%s\t%d\t%s\t%s\n", s.ID, s.Pid, s.Status, s.Bundle)
+		fmt.Fprintf(os.Stdout, "%s\t%d\t%s\t%s\n", s.ID, s.Pid, s.Status, s.Bundle)
 	}
 	return nil
 }

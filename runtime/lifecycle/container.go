@@ -129,7 +129,7 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 	}
 	*c = created
 	m.liveOf(c.ID)
-	go m.watch(mon, c.ID)
+	go m.watch(mon, c.ID) //nolint:contextcheck // outlives the call
 	return nil
 }
 

@@ -20,7 +20,7 @@ const (
 func (m *Manager) undoPodOrLater(ctx context.Context, p runtime.Pod) error {
 	err := m.undoPod(ctx, p)
 	if err != nil {
-		m.later("pod "+string(p.ID), err, func(ctx context.Context) error {
+		m.later("pod "+string(p.ID), err, func(ctx context.Context) error { //nolint:contextcheck // outlives the call
 			p, err := m.o.Ledger.Pod(p.ID)
 			if err != nil {
 				return err
@@ -35,7 +35,7 @@ func (m *Manager) undoPodOrLater(ctx context.Context, p runtime.Pod) error {
 func (m *Manager) undoContainerOrLater(ctx context.Context, c runtime.Container) error {
 	err := m.undoContainer(ctx, c)
 	if err != nil {
-		m.later("container "+string(c.ID), err, func(ctx context.Context) error {
+		m.later("container "+string(c.ID), err, func(ctx context.Context) error { //nolint:contextcheck // outlives the call
 			c, err := m.o.Ledger.Container(c.ID)
 			if err != nil {
 				return err

@@ -24,11 +24,33 @@ import (
 // Ledger owns all records. Get and List answer from memory with copies that
 // the caller may keep; Put writes to disk atomically, then to memory.
 type Ledger interface {
+	PodRecords
+	ContainerRecords
+	RecordViews
+	// ContainersOf lists a pod's containers.
+	ContainersOf(id runtime.PodID) []runtime.Container
+}
+
+// PodRecords is the ledger's half for pods.
+type PodRecords interface {
 	PutPod(p runtime.Pod) error
 	Pod(id runtime.PodID) (runtime.Pod, error) // ErrNotFound
 	Pods() []runtime.Pod
 	DeletePod(id runtime.PodID) error // idempotent
 	PodByName(n runtime.PodName) (runtime.Pod, bool)
+}
+
+// ContainerRecords is the ledger's half for containers.
+type ContainerRecords interface {
+	PutContainer(c runtime.Container) error
+	Container(id runtime.ContainerID) (runtime.Container, error) // ErrNotFound
+	Containers() []runtime.Container
+	DeleteContainer(id runtime.ContainerID) error // idempotent
+	ContainerByName(pod runtime.PodID, n runtime.ContainerName) (runtime.Container, bool)
+}
+
+// RecordViews answers from memory without copies.
+type RecordViews interface {
 	// Views are the ledger's own records, which nobody may change; states
 	// answer without a copy, "" for what there is not.
 	PodViews() []*runtime.Pod
@@ -36,12 +58,6 @@ type Ledger interface {
 	ContainerViews() []*runtime.Container
 	ContainerViewsOf(id runtime.PodID) []*runtime.Container
 	ContainerState(id runtime.ContainerID) runtime.ContainerState
-	PutContainer(c runtime.Container) error
-	Container(id runtime.ContainerID) (runtime.Container, error) // ErrNotFound
-	Containers() []runtime.Container
-	ContainersOf(id runtime.PodID) []runtime.Container
-	DeleteContainer(id runtime.ContainerID) error // idempotent
-	ContainerByName(pod runtime.PodID, n runtime.ContainerName) (runtime.Container, bool)
 }
 
 // Images resolves images and prepares root file systems; an adapter over store.
@@ -83,6 +99,19 @@ type Network interface {
 // All methods may be called concurrently. A monitor that cannot be reached
 // answers with an error that wraps runtime.ErrUnavailable.
 type Monitor interface {
+	MonitorLives
+	MonitorProcesses
+	// State lists what the monitor knows of every container it holds.
+	State(ctx context.Context) ([]ContainerStatus, error)
+	// PIDNamespace starts the process that holds the pod's shared PID namespace
+	// and returns its host pid. Idempotent; it lives until Shutdown.
+	PIDNamespace(ctx context.Context) (pid int, err error)
+	// Shutdown ends the monitor once it holds no container. Idempotent.
+	Shutdown(ctx context.Context) error
+}
+
+// MonitorLives takes containers through their lives.
+type MonitorLives interface {
 	// Create runs the handler's OCI runtime "create" for the bundle; the
 	// container's stdio is the monitor's. Returns the pid of its first process.
 	// Idempotent by id: a second call returns the first's result.
@@ -95,6 +124,10 @@ type Monitor interface {
 	Wait(ctx context.Context, id runtime.ContainerID) (Exit, error)
 	// Delete runs "delete" (forced) and forgets the container. Idempotent.
 	Delete(ctx context.Context, id runtime.ContainerID) error
+}
+
+// MonitorProcesses acts on a container that runs.
+type MonitorProcesses interface {
 	// Exec runs a process in the container. Output goes to the writers as it
 	// comes; returns when the process has exited and its output has ended or,
 	// after the exit, drain has passed. On ctx end the process is killed.
@@ -103,13 +136,6 @@ type Monitor interface {
 	ReopenLog(ctx context.Context, id runtime.ContainerID) error
 	// Update applies new limits with the runtime's "update".
 	Update(ctx context.Context, id runtime.ContainerID, r specs.LinuxResources) error
-	// State lists what the monitor knows of every container it holds.
-	State(ctx context.Context) ([]ContainerStatus, error)
-	// PIDNamespace starts the process that holds the pod's shared PID namespace
-	// and returns its host pid. Idempotent; it lives until Shutdown.
-	PIDNamespace(ctx context.Context) (pid int, err error)
-	// Shutdown ends the monitor once it holds no container. Idempotent.
-	Shutdown(ctx context.Context) error
 }
 
 // CreateRequest asks a monitor for a container.

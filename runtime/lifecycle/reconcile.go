@@ -108,7 +108,7 @@ func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, c runtime
 		m.recordExit(ctx, c.ID, *s.Exit)
 	default:
 		m.liveOf(c.ID)
-		go m.watch(mon, c.ID)
+		go m.watch(mon, c.ID) //nolint:contextcheck // outlives the call
 	}
 }
 

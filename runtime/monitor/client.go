@@ -230,7 +230,7 @@ func (c *Client) Wait(ctx context.Context, id runtime.ContainerID) (lifecycle.Ex
 	if w == nil {
 		w = &wait{done: make(chan struct{})}
 		c.waits[id] = w
-		go c.await(id, w)
+		go c.await(id, w) //nolint:contextcheck // shared by all who wait
 	}
 	c.mu.Unlock()
 	select {

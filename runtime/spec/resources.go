@@ -132,6 +132,7 @@ func stepSysctls(in *Input, s *specs.Spec) error {
 				s.Linux.Sysctl = map[string]string{}
 			}
 			s.Linux.Sysctl[name] = value
+		case runtime.NamespacePod, runtime.NamespaceTarget: // set when the pod's namespace was pinned
 		}
 	}
 	return nil

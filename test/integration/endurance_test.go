@@ -107,11 +107,11 @@ func (k *killer) lives(ctx context.Context, seed uint64, from, to int) []error {
 func failingCNI(t *testing.T) string {
 	t.Helper()
 	need(t)
-	const real = "/usr/lib/cni"
+	const plugins = "/usr/lib/cni"
 	dir := t.TempDir()
-	for _, d := range must[[]os.DirEntry](t)(os.ReadDir(real)) {
+	for _, d := range must[[]os.DirEntry](t)(os.ReadDir(plugins)) {
 		if d.Name() != "bridge" {
-			check(t, os.Symlink(filepath.Join(real, d.Name()), filepath.Join(dir, d.Name())))
+			check(t, os.Symlink(filepath.Join(plugins, d.Name()), filepath.Join(dir, d.Name())))
 		}
 	}
 	script := `#!/bin/sh
@@ -121,7 +121,7 @@ case $CNI_COMMAND in ADD|DEL)
 		exit 1
 	fi ;;
 esac
-exec ` + real + `/bridge
+exec ` + plugins + `/bridge
 `
 	check(t, os.WriteFile(filepath.Join(dir, "bridge"), []byte(script), 0o755))
 	return dir

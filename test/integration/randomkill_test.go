@@ -212,6 +212,7 @@ func (l *life) up(ctx context.Context) error {
 				return nil // an earlier try that the client did not hear of
 			case runtimeapi.ContainerState_CONTAINER_EXITED:
 				return errDead
+			default: // still created: try again
 			}
 		}
 		return err

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -49,7 +50,7 @@ func Start(listen string, layouts ...string) (*Registry, error) {
 		return nil, err
 	}
 	r.addr = l.Addr().String()
-	r.srv = &http.Server{Handler: http.HandlerFunc(r.entry)}
+	r.srv = &http.Server{Handler: http.HandlerFunc(r.entry), ReadHeaderTimeout: 10 * time.Second}
 	go r.srv.Serve(l)
 	return r, nil
 }

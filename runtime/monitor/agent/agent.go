@@ -138,7 +138,7 @@ func (a *agent) shutdown() error {
 	return nil
 }
 
-func (a *agent) exit() { os.Exit(0) }
+func (a *agent) exit() { os.Exit(0) } //nolint:forbidigo // the monitor's only way out
 
 // pidNamespace makes the process that holds the pod's pid namespace. Idempotent.
 func (a *agent) pidNamespace() (int, error) {

@@ -50,7 +50,7 @@ func Serve(ctx context.Context, c config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	d, err := build(c, log)
+	d, err := build(c, log) //nolint:contextcheck // the image library logs without a context
 	if err != nil {
 		return closeAll(listeners, err)
 	}
@@ -72,7 +72,7 @@ func Serve(ctx context.Context, c config.Config, log *slog.Logger) error {
 	go settle(log)
 	defer context.AfterFunc(ctx, d.manager.EndEvents)()
 	err = s.Serve(ctx)
-	drain, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	d.manager.Drain(drain)
 	return err

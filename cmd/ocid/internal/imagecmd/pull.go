@@ -70,12 +70,13 @@ func (open Open) pullCmd() *cobra.Command {
 		}
 		defer s.Close()
 		for _, req := range reqs {
+			end := func() {}
 			if !*quiet {
 				pr := &printer{w: cmd.ErrOrStderr(), name: req.Reference, overwrite: isTerminal(cmd.ErrOrStderr())}
-				req.Progress = pr.show
-				defer pr.end()
+				req.Progress, end = pr.show, pr.end
 			}
 			res, err := p.Pull(cmd.Context(), req)
+			end()
 			if err != nil {
 				return err
 			}
