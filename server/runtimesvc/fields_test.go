@@ -254,7 +254,7 @@ func facts() containerFacts {
 			},
 		}},
 		handler: runtime.HandlerInfo{RecursiveReadOnly: true},
-		host:    Host{AppArmor: true, CgroupV2: true},
+		host:    Host{AppArmor: true, CgroupV2: true, Hugetlb: true},
 		target: func(id string) (runtime.Container, error) {
 			if id != targetID {
 				return runtime.Container{}, runtime.ErrNotFound

@@ -54,7 +54,7 @@ func (c *check) resources(field string, in *cri.LinuxContainerResources, host Ho
 		c.between(field+".oom_score_adj", v, -1000, 1000)
 		out.OOMScoreAdj = ptr(int(v))
 	}
-	out.HugepageLimit = c.hugepages(field+".hugepage_limits", in.GetHugepageLimits())
+	out.HugepageLimit = c.hugepages(field+".hugepage_limits", in.GetHugepageLimits(), host)
 	out.Unified = c.unified(field+".unified", in.GetUnified(), host)
 	return out
 }
@@ -66,7 +66,9 @@ func (c *check) cpuset(field, s string) string {
 	return s
 }
 
-func (c *check) hugepages(field string, in []*cri.HugepageLimit) map[string]uint64 {
+// hugepages leaves out limits of zero where nothing can uphold them: the kubelet
+// sends one for each page size with every container.
+func (c *check) hugepages(field string, in []*cri.HugepageLimit, host Host) map[string]uint64 {
 	if len(in) == 0 || !c.count(field, len(in), 64) {
 		return nil
 	}
@@ -79,7 +81,12 @@ func (c *check) hugepages(field string, in []*cri.HugepageLimit) map[string]uint
 		if _, ok := out[size]; ok {
 			c.fail(index(field, i)+".page_size", "%s is there twice", size)
 		}
-		out[size] = h.GetLimit()
+		if !host.Hugetlb && h.GetLimit() > 0 {
+			c.fail(index(field, i)+".limit", "this machine has no hugetlb cgroup controller to uphold it")
+		}
+		if host.Hugetlb {
+			out[size] = h.GetLimit()
+		}
 	}
 	return out
 }

@@ -99,6 +99,7 @@ type ImageReferrer interface {
 type Host struct {
 	AppArmor bool // the kernel has it and it is on
 	CgroupV2 bool // unified hierarchy only
+	Hugetlb  bool // huge pages can be limited
 }
 
 // Options is what a Service is made of. Interfaces are required.

@@ -214,7 +214,7 @@ func (d *parts) runtimeService(c config.Config, log *slog.Logger) *runtimesvc.Se
 	return runtimesvc.New(runtimesvc.Options{
 		Pods: d.manager, Containers: d.manager, Records: d.manager, Events: d.manager, Tuning: d.manager,
 		Execs: d.manager, Usages: d.manager, Node: node{d.manager, c, d.handlers, &handler.Prober{}, log}, Images: resolver{d.store},
-		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2},
+		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2, Hugetlb: d.host.hugetlb},
 		Version: Version, Log: log, ToStatus: server.Status,
 		Info: func() map[string]any {
 			return map[string]any{"stages": d.stages.Snapshot(), "config": c}

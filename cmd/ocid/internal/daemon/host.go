@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 type host struct {
 	bootID      string
 	cgroupV2    bool
+	hugetlb     bool
 	appArmor    bool
 	caps        []string // effective and bounding, "CAP_X"
 	minOOMScore int
@@ -34,6 +36,7 @@ func readHost() (host, error) {
 		return h, fmt.Errorf("no cgroups at /sys/fs/cgroup: %w", err)
 	}
 	h.cgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	h.hugetlb = hasHugetlb("/sys/fs/cgroup")
 	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	h.appArmor = err == nil && strings.HasPrefix(string(on), "Y")
 	set, err := capability.NewPid2(0)
@@ -58,6 +61,16 @@ func readHost() (host, error) {
 		}
 	}
 	return h, nil
+}
+
+// hasHugetlb tells whether huge pages can be limited below a cgroup mount point,
+// in a hierarchy of their own or in the unified one.
+func hasHugetlb(root string) bool {
+	if _, err := os.Stat(filepath.Join(root, "hugetlb", "cgroup.procs")); err == nil {
+		return true
+	}
+	b, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	return err == nil && slices.Contains(strings.Fields(string(b)), "hugetlb")
 }
 
 func ownOOMScore() (int, error) {
