@@ -56,10 +56,10 @@ install: build ## binaries, systemd unit and socket, default configuration, man 
 	bin/ocid completion fish > '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ocid.fish'
 
 .PHONY: test
-test: ## everything: build, unit, integration, critest, random kill
-	@hack/test unit integration critest randomkill
+test: ## everything: build, unit, integration, critest, random kill, kubelet
+	@hack/test unit integration critest randomkill kubelet
 
-.PHONY: test-unit test-integration test-critest test-randomkill test-endurance
+.PHONY: test-unit test-integration test-critest test-randomkill test-endurance test-kubelet
 test-unit: ## unit tests under the race detector
 	@hack/test unit
 test-integration: ## the built binaries, driven over their socket as root
@@ -68,6 +68,8 @@ test-critest: ## the part of critest that is expected to pass
 	@hack/test critest
 test-randomkill: ## 300 pod lifecycles with kill -9 at random
 	@hack/test randomkill
+test-kubelet: ## a real kubelet with static pods (builds it once: about five minutes)
+	@hack/test kubelet
 test-endurance: ## 2,000 pods by ten clients, with faults, and the daemon as it was at the end
 	@hack/test endurance
 

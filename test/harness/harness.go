@@ -46,6 +46,7 @@ type Options struct {
 	TmpRoot   string    // size of a tmpfs for the root, such as "64m"
 	ExtraTOML string    // appended to the configuration
 	CNIDir    string    // directory of network plugins; "" is Debian's
+	NetNS     string    // network namespace of the daemon, a path; "" is the caller's
 	Prelude   func(*Env) error
 }
 
@@ -65,8 +66,9 @@ type Env struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Image   runtimeapi.ImageServiceClient
 
-	conn *grpc.ClientConn
-	log  *os.File
+	conn  *grpc.ClientConn
+	log   *os.File
+	netns string
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd
@@ -115,7 +117,7 @@ func New(ctx context.Context, o Options) (e *Env, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e = &Env{Bin: filepath.Join(repo, "bin")}
+	e = &Env{Bin: filepath.Join(repo, "bin"), netns: o.NetNS}
 	if b := os.Getenv("OCID_BIN"); b != "" {
 		e.Bin = b
 	}
@@ -201,13 +203,14 @@ func (e *Env) lay(o Options) error {
 		}
 	}
 	if o.LoopRoot > 0 {
-		return e.loopRoot(o.LoopRoot)
+		return e.MountLoop(e.Root, o.LoopRoot)
 	}
 	return nil
 }
 
-func (e *Env) loopRoot(size int64) error {
-	img := filepath.Join(e.Dir, "root.ext4")
+// MountLoop gives a directory below Dir a fresh ext4 of its own.
+func (e *Env) MountLoop(dir string, size int64) error {
+	img := dir + ".ext4"
 	if err := os.WriteFile(img, nil, 0o600); err != nil {
 		return err
 	}
@@ -216,7 +219,7 @@ func (e *Env) loopRoot(size int64) error {
 	}
 	for _, c := range [][]string{
 		{"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", img},
-		{"mount", "-o", "loop", img, e.Root},
+		{"mount", "-o", "loop", img, dir},
 	} {
 		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(c, " "), err, out)
@@ -298,7 +301,7 @@ func (e *Env) Launch() error {
 		}
 		e.log = f
 	}
-	c := exec.Command(filepath.Join(e.Bin, "ocid"), e.Args("--log-level", "debug", "serve", "--listen", "unix://"+e.Socket)...)
+	c := e.Command(filepath.Join(e.Bin, "ocid"), e.Args("--log-level", "debug", "serve", "--listen", "unix://"+e.Socket)...)
 	c.Stdout, c.Stderr = e.log, e.log
 	// A session of its own: signals of the terminal are for the test.
 	c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
@@ -313,6 +316,14 @@ func (e *Env) Launch() error {
 	}()
 	e.cmd, e.exited = c, done
 	return os.WriteFile(filepath.Join(e.Dir, "daemon.pid"), []byte(strconv.Itoa(c.Process.Pid)), 0o644)
+}
+
+// Command is one that runs in the environment's network namespace.
+func (e *Env) Command(name string, args ...string) *exec.Cmd {
+	if e.netns == "" {
+		return exec.Command(name, args...)
+	}
+	return exec.Command("nsenter", append([]string{"--net=" + e.netns, "--", name}, args...)...)
 }
 
 // Start launches the daemon and returns when it has answered.

@@ -115,7 +115,8 @@ func unmountBelow(dir string) error {
 	return nil
 }
 
-func cgroupRoots() []string {
+// CgroupRoots lists the mounted hierarchies.
+func CgroupRoots() []string {
 	roots := []string{"/sys/fs/cgroup"}
 	dirs, err := os.ReadDir("/sys/fs/cgroup")
 	if err != nil {
@@ -137,7 +138,7 @@ func cgroupRoots() []string {
 // to the test.
 func cgroups(parent string) []string {
 	var out []string
-	for _, r := range cgroupRoots() {
+	for _, r := range CgroupRoots() {
 		top := filepath.Join(r, parent)
 		// A cgroup may vanish during the walk; then it is not a leak.
 		_ = filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
@@ -157,7 +158,7 @@ func removeCgroups(parent string) {
 		// A busy one stays and is seen by whoever looks at the machine.
 		_ = unix.Rmdir(p)
 	}
-	for _, r := range cgroupRoots() {
+	for _, r := range CgroupRoots() {
 		_ = unix.Rmdir(filepath.Join(r, parent))
 	}
 }
