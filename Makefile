@@ -73,6 +73,11 @@ test-kubelet: ## a real kubelet with static pods (builds it once: about five min
 test-endurance: ## 2,000 pods by ten clients, with faults, and the daemon as it was at the end
 	@hack/test endurance
 
+.PHONY: docs
+docs: build ## the pages and the sample that are made from the code
+	bin/ocid docs reference docs/reference
+	bin/ocid config default > contrib/ocid.toml
+
 .PHONY: images
 images: deps ## the test images, into .cache
 	go run ./test/cmd/images -cache '$(CACHE)/images'

@@ -15,6 +15,8 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
+
+	"github.com/ocid-io/ocid/internal/stages"
 )
 
 const (
@@ -80,7 +82,9 @@ func (p *Puller) pullOne(ctx context.Context, req Request, name reference.Named,
 
 // transfer brings the image into the sink unless it is there, and names it.
 func (p *Puller) transfer(ctx context.Context, sys *types.SystemContext, policy *signature.PolicyContext, name reference.Named, w *watch) (Result, error) {
-	r, err := openRemote(ctx, sys, name)
+	rctx, end := stages.Enter(ctx, "pull-resolve")
+	r, err := openRemote(rctx, sys, name)
+	end(err)
 	if err != nil {
 		return Result{}, err
 	}
@@ -113,11 +117,18 @@ func (p *Puller) transfer(ctx context.Context, sys *types.SystemContext, policy 
 		w.expect(r.man.LayerInfos())
 	}
 	closeSource = false // the copy closes it
-	if err := p.copyImage(ctx, sys, policy, r, canonical, w); err != nil {
+	cctx, end := stages.Enter(ctx, "pull-copy")
+	w.within(cctx)
+	err = p.copyImage(cctx, sys, policy, r, canonical, w)
+	end(err)
+	if err != nil {
 		return Result{}, err
 	}
 	w.finish()
-	return res, p.opts.Dest.Commit(ctx, r.imageID, names)
+	ctx, end = stages.Enter(ctx, "pull-commit")
+	err = p.opts.Dest.Commit(ctx, r.imageID, names)
+	end(err)
+	return res, err
 }
 
 func (p *Puller) copyImage(ctx context.Context, sys *types.SystemContext, policy *signature.PolicyContext, r *remote, canonical reference.Named, w *watch) error {

@@ -83,6 +83,11 @@ type Options struct {
 	StallTimeout time.Duration // default 60 s
 	MaxDownloads int           // blobs in flight over all pulls; default 6
 	UserAgent    string
+
+	// Pulled is told of each pull that ended, Layer of each layer that one got
+	// or found here already. They may be nil and must not block.
+	Pulled func(err error, took time.Duration)
+	Layer  func(downloaded bool, bytes int64, took time.Duration)
 }
 
 // Auth holds credentials as CRI and registries know them. Zero: look in the
@@ -201,8 +206,12 @@ func (p *Puller) join(ctx context.Context, req Request, names []reference.Named,
 	op := &operation{cancel: cancel, done: make(chan struct{}), waiters: map[*waiter]struct{}{w: {}}}
 	p.ops[key] = op
 	go func() {
+		begin := time.Now()
 		op.result, op.err = p.pullAny(opCtx, req, names, func(pr Progress) { p.tell(op, pr) })
 		cancel()
+		if p.opts.Pulled != nil {
+			p.opts.Pulled(op.err, time.Since(begin))
+		}
 		p.mu.Lock()
 		if p.ops[key] == op {
 			delete(p.ops, key)

@@ -9,6 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
+
+	"github.com/ocid-io/ocid/internal/stages"
 )
 
 // Phase is a stage of a pull.
@@ -37,6 +39,8 @@ const reportEvery = 200 * time.Millisecond
 // blob is one download in flight.
 type blob struct {
 	size, offset int64
+	begin        time.Time
+	end          func() // of its stage
 }
 
 // watch follows one pull: it reports progress and cancels the pull when no
@@ -49,9 +53,12 @@ type watch struct {
 	quit   chan struct{}
 	done   chan struct{}
 
-	mu       sync.Mutex // guards all below
-	last     time.Time  // last sign of life
-	finished bool       // all blobs are here: nothing more to wait for
+	layer func(downloaded bool, bytes int64, took time.Duration)
+
+	mu       sync.Mutex      // guards all below
+	ctx      context.Context // of the copy, for its stages
+	last     time.Time       // last sign of life
+	finished bool            // all blobs are here: nothing more to wait for
 	pending  map[digest.Digest]int64
 	flight   map[digest.Digest]*blob
 	now      Progress
@@ -64,6 +71,7 @@ func (p *Puller) watch(ctx context.Context, tell func(Progress)) (context.Contex
 		events: make(chan types.ProgressProperties),
 		cancel: cancel, stall: p.opts.StallTimeout, tell: tell,
 		quit: make(chan struct{}), done: make(chan struct{}),
+		layer: p.opts.Layer, ctx: ctx,
 		last: time.Now(), flight: map[digest.Digest]*blob{},
 		now: Progress{Phase: Resolving},
 	}
@@ -134,7 +142,10 @@ func (w *watch) feed(e types.ProgressProperties) (Progress, bool) {
 	_, isLayer := w.pending[d]
 	switch e.Event {
 	case types.ProgressEventNewArtifact:
-		w.flight[d] = &blob{size: e.Artifact.Size}
+		w.flight[d] = &blob{size: e.Artifact.Size, begin: time.Now(), end: func() {}}
+		if isLayer {
+			w.flight[d].end = stages.Start(w.ctx, "pull-layer", stages.Attr{Key: "digest", Value: d.String()})
+		}
 	case types.ProgressEventRead:
 		if b := w.flight[d]; b != nil {
 			b.offset = int64(e.Offset)
@@ -146,6 +157,7 @@ func (w *watch) feed(e types.ProgressProperties) (Progress, bool) {
 			w.now.Bytes += int64(e.OffsetUpdate)
 		}
 	case types.ProgressEventDone, types.ProgressEventSkipped:
+		w.account(d, e.Event == types.ProgressEventDone, isLayer)
 		delete(w.flight, d)
 		if isLayer {
 			if e.Event == types.ProgressEventSkipped {
@@ -166,6 +178,25 @@ func (w *watch) feed(e types.ProgressProperties) (Progress, bool) {
 		w.told = time.Now()
 	}
 	return w.now, due
+}
+
+// account tells of a layer that is here. The caller holds mu.
+func (w *watch) account(d digest.Digest, downloaded, isLayer bool) {
+	b := w.flight[d]
+	if b == nil {
+		b = &blob{begin: time.Now(), end: func() {}}
+	}
+	b.end()
+	if isLayer && w.layer != nil {
+		w.layer(downloaded, max(b.size, b.offset), time.Since(b.begin))
+	}
+}
+
+// within says under which stage the layers come.
+func (w *watch) within(ctx context.Context) {
+	w.mu.Lock()
+	w.ctx = ctx
+	w.mu.Unlock()
 }
 
 // unpacking says whether the pull is busy with what it has: a blob has come in

@@ -27,7 +27,12 @@ const maxSocketPath = 107
 // answers on is left over from a crash and replaced by a rename, so that a
 // client sees the old one or the new one. Closing the listener removes the
 // socket and leaves the lock file.
-func Listen(address string) (net.Listener, error) {
+func Listen(address string) (net.Listener, error) { return listenMode(address, 0o660) }
+
+// ListenPrivate is Listen with mode 0600.
+func ListenPrivate(path string) (net.Listener, error) { return listenMode(path, 0o600) }
+
+func listenMode(address string, mode fs.FileMode) (net.Listener, error) {
 	path := strings.TrimPrefix(address, "unix://")
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return nil, fmt.Errorf("listen on %q: want unix:// and an absolute, clean path", address)
@@ -45,7 +50,7 @@ func Listen(address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %q: %w", address, err)
 	}
-	l, err := takeOver(path, tmp)
+	l, err := takeOver(path, tmp, mode)
 	if err != nil {
 		_ = lock.Close()
 		return nil, fmt.Errorf("listen on %q: %w", address, err)
@@ -69,7 +74,7 @@ func lockFile(path string) (*os.File, error) {
 }
 
 // takeOver makes a listening socket at path; the caller holds the lock.
-func takeOver(path, tmp string) (net.Listener, error) {
+func takeOver(path, tmp string, mode fs.FileMode) (net.Listener, error) {
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -97,7 +102,7 @@ func takeOver(path, tmp string) (net.Listener, error) {
 	}
 	l.SetUnlinkOnClose(false)
 	// The permissions are right before the name that clients use exists.
-	if err = os.Chmod(tmp, 0o660); err == nil {
+	if err = os.Chmod(tmp, mode); err == nil {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {

@@ -17,12 +17,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -44,6 +46,9 @@ type Options struct {
 	Log       *slog.Logger
 	Stages    *stages.Recorder // nil records nothing
 	StopTime  time.Duration    // for calls in flight at a stop; 0 is ten seconds
+	// OnReload is called for each signal on Reload, one at a time.
+	Reload   <-chan os.Signal
+	OnReload func()
 }
 
 // Server is a gRPC server. It implements grpc.ServiceRegistrar: register all
@@ -93,9 +98,15 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	s.notify(daemon.SdNotifyReady)
 	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
+	for serving := true; serving; {
+		select {
+		case <-ctx.Done():
+			serving = false
+		case err = <-failed:
+			serving = false
+		case <-s.o.Reload:
+			s.reload()
+		}
 	}
 	s.notify(daemon.SdNotifyStopping)
 	s.stop()
@@ -112,9 +123,23 @@ func (s *Server) stop() {
 	s.GracefulStop()
 }
 
+// reload reads the configuration anew between the two notices that systemd's
+// Type=notify-reload waits for.
+func (s *Server) reload() {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		s.o.Log.Warn("cannot read the clock", "error", err)
+	}
+	s.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/1000))
+	if s.o.OnReload != nil {
+		s.o.OnReload()
+	}
+	s.notify(daemon.SdNotifyReady)
+}
+
 func (s *Server) notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		s.o.Log.Warn("cannot notify systemd", "state", state, "err", err)
+		s.o.Log.Warn("cannot notify systemd", "state", state, "error", err)
 	}
 }
 
@@ -126,7 +151,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if p := recover(); p != nil {
 			resp, err = nil, s.panicked(name, p)
 		}
-		end()
+		end(err)
 		s.log(ctx, name, time.Since(begin), err)
 	}()
 	resp, err = h(ctx, req)
@@ -135,15 +160,26 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
 	name := method(info.FullMethod)
+	ctx, end := s.o.Stages.Begin(ss.Context(), name)
 	begin := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
 			err = s.panicked(name, p)
 		}
-		s.log(ss.Context(), name, time.Since(begin), err)
+		end(err)
+		s.log(ctx, name, time.Since(begin), err)
 	}()
-	return Status(h(srv, ss))
+	return Status(h(srv, &stream{ss, ctx}))
 }
+
+// stream carries the call's stages in its context.
+type stream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements grpc.ServerStream.
+func (s *stream) Context() context.Context { return s.ctx }
 
 func (s *Server) panicked(name string, p any) error {
 	s.o.Log.Error("a call panicked", "method", name, "panic", p, "stack", string(debug.Stack()))
@@ -162,7 +198,7 @@ func (s *Server) log(ctx context.Context, name string, d time.Duration, err erro
 		default:
 			level = slog.LevelWarn
 		}
-		attrs = append(attrs, slog.String("code", status.Code(err).String()), slog.Any("err", err))
+		attrs = append(attrs, slog.String("code", status.Code(err).String()), slog.Any("error", err))
 	}
 	s.o.Log.LogAttrs(ctx, level, "call", attrs...)
 }

@@ -1,13 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"log/slog"
+	"strings"
 
-	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
 	"github.com/ocid-io/ocid/cmd/ocid/internal/daemon"
@@ -29,17 +29,15 @@ func serveCommand(g *globals) *cobra.Command {
 		Use: "serve", Short: "Serve the Kubernetes CRI", Args: cobra.NoArgs,
 		Long: "Serve the Kubernetes CRI on a unix socket. The daemon holds no container as a\nchild: stopping or killing it stops nothing, and a new one takes over.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			g.extra = []config.Flag{{Key: "server.listen", Name: "listen", Value: listen}}
 			conf, err := g.load()
 			if err != nil {
 				return err
 			}
-			if listen != "" {
-				conf.Server.Listen = listen
-				if err := conf.Complete(); err != nil {
-					return &usageError{err}
-				}
-			}
-			return daemon.Serve(cmd.Context(), conf, g.logger(conf))
+			level := new(slog.LevelVar)
+			return daemon.Serve(cmd.Context(), daemon.Options{
+				Config: conf, Log: logger(conf.Config, level), Level: level, Reload: g.load,
+			})
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", "", "socket, unix:///path (default ocid.sock under the run root)")
@@ -48,25 +46,7 @@ func serveCommand(g *globals) *cobra.Command {
 
 func configCommand(g *globals) *cobra.Command {
 	c := &cobra.Command{Use: "config", Short: "Show and check the configuration", Args: cobra.NoArgs}
-	c.AddCommand(&cobra.Command{
-		Use: "show", Short: "Print the effective configuration", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			conf, err := g.load()
-			if err != nil {
-				return err
-			}
-			return toml.NewEncoder(cmd.OutOrStdout()).Encode(conf)
-		},
-	}, &cobra.Command{
-		Use: "check", Short: "Validate the configuration", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := g.load(); err != nil {
-				return err
-			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "the configuration is valid")
-			return err
-		},
-	}, &cobra.Command{
+	c.AddCommand(configShowCommand(g), configCheckCommand(g), &cobra.Command{
 		Use: "default", Short: "Print the default configuration file with its documentation", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprint(cmd.OutOrStdout(), config.Sample())
@@ -76,24 +56,48 @@ func configCommand(g *globals) *cobra.Command {
 	return c
 }
 
-// docsCommand writes the pages that are generated from the commands themselves.
-func docsCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "docs man|markdown DIR", Short: "Write man pages or the command reference", Hidden: true,
-		Args: cobra.ExactArgs(2), ValidArgs: []string{"man", "markdown"},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := os.MkdirAll(args[1], 0o755); err != nil {
+func configShowCommand(g *globals) *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "show", Short: "Print the effective configuration and where each value came from", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, err := g.load()
+			if err != nil {
 				return err
 			}
-			root := cmd.Root()
-			root.DisableAutoGenTag = true
-			switch args[0] {
-			case "man":
-				return doc.GenManTree(root, &doc.GenManHeader{Title: "OCID", Section: "1", Source: "ocid", Manual: "ocid manual"}, args[1])
-			case "markdown":
-				return doc.GenMarkdownTree(root, args[1])
+			switch output {
+			case "toml":
+				_, err := fmt.Fprint(cmd.OutOrStdout(), conf.Show())
+				return err
+			case "json":
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(conf.Values())
 			}
-			return &usageError{errors.New("docs writes man or markdown, and was asked for " + args[0])}
+			return &usageError{errors.New("-o takes toml or json, and was given " + output)}
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", "toml", "toml or json")
+	return c
+}
+
+func configCheckCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "check [FILE]", Short: "Validate the configuration, or a file that may become it", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			conf, err := g.load()
+			if len(args) == 1 {
+				conf, err = config.Load(args[0], true)
+			}
+			if err != nil {
+				return err
+			}
+			what := "no file, the defaults"
+			if len(conf.Files()) > 0 {
+				what = strings.Join(conf.Files(), ", ")
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "the configuration is valid (%s)\n", what)
+			return err
 		},
 	}
 }

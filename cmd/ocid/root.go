@@ -17,6 +17,7 @@ import (
 // globals are the flags that every command takes.
 type globals struct {
 	file, root, runRoot, level, format string
+	extra                              []config.Flag // of the command itself
 	cmd                                *cobra.Command
 }
 
@@ -43,7 +44,7 @@ func newRoot() *cobra.Command {
 		if err != nil {
 			return nil, nil, err
 		}
-		return daemon.OpenImages(c, g.logger(c))
+		return daemon.OpenImages(c.Config, logger(c.Config, new(slog.LevelVar)))
 	})...)
 	wrapArgs(root)
 	return root
@@ -64,25 +65,20 @@ func wrapArgs(c *cobra.Command) {
 	}
 }
 
-// load reads the configuration file, lays the flags over it and validates.
-func (g *globals) load() (config.Config, error) {
-	c, err := config.Load(g.file, g.cmd.PersistentFlags().Changed("config"))
-	if err != nil {
-		return c, err
-	}
-	for flag, key := range map[*string]*string{&g.root: &c.Root, &g.runRoot: &c.RunRoot, &g.level: &c.LogLevel, &g.format: &c.LogFormat} {
-		if *flag != "" {
-			*key = *flag
-		}
-	}
-	return c, c.Complete()
+// load reads the configuration files and lays the flags over them.
+func (g *globals) load() (*config.Loaded, error) {
+	return config.Load(g.file, g.cmd.PersistentFlags().Changed("config"), append([]config.Flag{
+		{Key: "root", Name: "root", Value: g.root},
+		{Key: "run_root", Name: "run-root", Value: g.runRoot},
+		{Key: "log_level", Name: "log-level", Value: g.level},
+		{Key: "log_format", Name: "log-format", Value: g.format},
+	}, g.extra...)...)
 }
 
-func (g *globals) logger(c config.Config) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		level = slog.LevelInfo
-	}
+// logger writes to standard error; its level can change while it is used.
+func logger(c config.Config, level *slog.LevelVar) *slog.Logger {
+	// An unknown level was refused with the configuration.
+	_ = level.UnmarshalText([]byte(c.LogLevel))
 	o := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, o))

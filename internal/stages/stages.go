@@ -1,20 +1,30 @@
 // Package stages measures where the time of a call goes. A call carries a
 // Recorder's view in its context; every layer it passes marks its stages with
 //
-//	defer stages.Start(ctx, "cni add")()
+//	defer stages.Start(ctx, "rootfs")()
 //
-// and the Recorder sums count and time per call name and stage. Without a
+// or, where the error or what lies below matters,
+//
+//	ctx, end := stages.Enter(ctx, "cni ADD")
+//	...
+//	end(err)
+//
+// and the Recorder sums count and time per call name and stage, knows which
+// calls run and in which stage they are, and tells its observers. Without a
 // recorder in the context a stage costs one context look-up and no clock.
 //
 // Invariants:
 //   - stages may nest and overlap, so their sum may exceed the call's own time;
 //   - names are constants of the program: the tables are bounded by the code,
-//     and a table that grows past maxStages drops what is new.
+//     and a table that grows past maxStages drops what is new; what varies is
+//     an attribute, which only observers see.
 package stages
 
 import (
 	"context"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -40,10 +50,33 @@ type Call struct {
 	Stages map[string]Stat `json:"stages,omitempty"`
 }
 
+// Active is a call under way.
+type Active struct {
+	Call    string    `json:"call"`
+	Stage   string    `json:"stage,omitempty"` // the last that was entered
+	Started time.Time `json:"started"`
+}
+
+// Attr is something that varies about a stage, such as a plugin's name.
+type Attr struct{ Key, Value string }
+
+// Observer is told of calls and stages as they begin and end. It may add to
+// the context, which all that lies below will carry; it must not block. The
+// stage of the call itself is "".
+type Observer interface {
+	Begin(ctx context.Context, call, stage string, attrs []Attr) (context.Context, End)
+}
+
+// End ends what an observer was told of. It may be nil.
+type End func(d time.Duration, err error)
+
 // Recorder sums. The zero value is not ready; use New.
 type Recorder struct {
-	mu    sync.Mutex
-	calls map[string]*call // guarded by mu
+	observers []Observer // not changed after the first call
+
+	mu     sync.Mutex
+	calls  map[string]*call     // guarded by mu
+	active map[*active]struct{} // guarded by mu
 }
 
 type call struct {
@@ -52,49 +85,103 @@ type call struct {
 	stages map[string]*Stat // guarded by mu
 }
 
+// active is one call under way; it lives in the context.
+type active struct {
+	*call
+	recorder *Recorder
+	name     string
+	begin    time.Time
+	stage    atomic.Pointer[string]
+}
+
 type key struct{}
 
-func nothing() {}
+func nothing()         {}
+func nothingErr(error) {}
 
-// New returns an empty Recorder.
-func New() *Recorder { return &Recorder{calls: map[string]*call{}} }
+// New returns an empty Recorder that tells observers.
+func New(observers ...Observer) *Recorder {
+	return &Recorder{observers: observers, calls: map[string]*call{}, active: map[*active]struct{}{}}
+}
 
 // Begin starts a call; the context it returns carries the call to Start, and
 // the function ends it. A nil Recorder records nothing.
-func (r *Recorder) Begin(ctx context.Context, name string) (context.Context, func()) {
+func (r *Recorder) Begin(ctx context.Context, name string) (context.Context, func(error)) {
 	if r == nil {
-		return ctx, nothing
+		return ctx, nothingErr
 	}
+	a := &active{recorder: r, name: name, begin: time.Now()}
 	r.mu.Lock()
 	c := r.calls[name]
 	if c == nil {
 		c = &call{stages: map[string]*Stat{}}
 		r.calls[name] = c
 	}
+	a.call = c
+	r.active[a] = struct{}{}
 	r.mu.Unlock()
-	begin := time.Now()
-	return context.WithValue(ctx, key{}, c), func() {
-		d := time.Since(begin)
+	ctx, ends := r.tell(context.WithValue(ctx, key{}, a), name, "", nil)
+	return ctx, func(err error) {
+		d := time.Since(a.begin)
+		r.mu.Lock()
+		delete(r.active, a)
+		r.mu.Unlock()
 		c.mu.Lock()
 		c.total.add(d)
 		c.mu.Unlock()
+		finish(ends, d, err)
+	}
+}
+
+func (r *Recorder) tell(ctx context.Context, call, stage string, attrs []Attr) (context.Context, []End) {
+	if len(r.observers) == 0 {
+		return ctx, nil
+	}
+	ends := make([]End, 0, len(r.observers))
+	for _, o := range r.observers {
+		var end End
+		if ctx, end = o.Begin(ctx, call, stage, attrs); end != nil {
+			ends = append(ends, end)
+		}
+	}
+	return ctx, ends
+}
+
+func finish(ends []End, d time.Duration, err error) {
+	for i := len(ends) - 1; i >= 0; i-- {
+		ends[i](d, err)
 	}
 }
 
 // Start starts a stage of the call that ctx carries; call the result to end it.
-func Start(ctx context.Context, name string) func() {
-	c, _ := ctx.Value(key{}).(*call)
-	if c == nil {
+func Start(ctx context.Context, name string, attrs ...Attr) func() {
+	if a, _ := ctx.Value(key{}).(*active); a == nil {
 		return nothing
 	}
+	_, end := Enter(ctx, name, attrs...)
+	return func() { end(nil) }
+}
+
+// Enter starts a stage whose error and whose own stages matter.
+func Enter(ctx context.Context, name string, attrs ...Attr) (context.Context, func(error)) {
+	a, _ := ctx.Value(key{}).(*active)
+	if a == nil {
+		return ctx, nothingErr
+	}
+	a.stage.Store(&name)
+	ctx, ends := a.recorder.tell(ctx, a.name, name, attrs)
 	begin := time.Now()
-	return func() { c.add(name, time.Since(begin)) }
+	return ctx, func(err error) {
+		d := time.Since(begin)
+		a.add(name, d)
+		finish(ends, d, err)
+	}
 }
 
 // Add counts a stage that was measured elsewhere, in another process say.
 func Add(ctx context.Context, name string, d time.Duration) {
-	if c, _ := ctx.Value(key{}).(*call); c != nil {
-		c.add(name, d)
+	if a, _ := ctx.Value(key{}).(*active); a != nil {
+		a.add(name, d)
 	}
 }
 
@@ -129,6 +216,25 @@ func (r *Recorder) Snapshot() map[string]Call {
 		c.mu.Unlock()
 		out[name] = v
 	}
+	return out
+}
+
+// Active lists the calls under way, the oldest first.
+func (r *Recorder) Active() []Active {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]Active, 0, len(r.active))
+	for a := range r.active {
+		v := Active{Call: a.name, Started: a.begin}
+		if s := a.stage.Load(); s != nil {
+			v.Stage = *s
+		}
+		out = append(out, v)
+	}
+	slices.SortFunc(out, func(a, b Active) int { return a.Started.Compare(b.Started) })
 	return out
 }
 

@@ -2,7 +2,9 @@ package stages
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -19,7 +21,7 @@ func TestSums(t *testing.T) {
 				ctx = context.WithoutCancel(ctx)
 				Start(ctx, "pin")()
 				Add(ctx, "cni", 5*time.Nanosecond)
-				end()
+				end(nil)
 			}
 		})
 	}
@@ -43,7 +45,7 @@ func TestNoRecorder(t *testing.T) {
 	var r *Recorder
 	ctx, end := r.Begin(context.Background(), "y")
 	Start(ctx, "x")()
-	end()
+	end(nil)
 	r.Reset()
 	if len(r.Snapshot()) != 0 {
 		t.Fatal("a nil recorder recorded")
@@ -56,15 +58,63 @@ func TestBounded(t *testing.T) {
 	for i := range 2 * maxStages {
 		Add(ctx, fmt.Sprint(i), 1)
 	}
-	end()
+	end(nil)
 	if n := len(r.Snapshot()["c"].Stages); n != maxStages {
 		t.Fatalf("%d stages kept", n)
 	}
 }
 
+// spy is an observer that writes down what it is told.
+type spy struct {
+	mu  sync.Mutex
+	log []string
+}
+
+type under struct{}
+
+func (s *spy) Begin(ctx context.Context, call, stage string, attrs []Attr) (context.Context, End) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	parent, _ := ctx.Value(under{}).(string)
+	name := call + "/" + stage
+	s.log = append(s.log, fmt.Sprint("begin ", name, " under ", parent, attrs))
+	return context.WithValue(ctx, under{}, name), func(_ time.Duration, err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.log = append(s.log, fmt.Sprint("end ", name, " ", err))
+	}
+}
+
+func TestObserver(t *testing.T) {
+	s := &spy{}
+	r := New(s)
+	ctx, end := r.Begin(context.Background(), "Run")
+	sub, endCNI := Enter(ctx, "cni ADD", Attr{"network", "n"})
+	Start(sub, "plugin")()
+	endCNI(errors.New("bad"))
+	if a := r.Active(); len(a) != 1 || a[0].Call != "Run" || a[0].Stage != "plugin" {
+		t.Errorf("active: %+v", a)
+	}
+	end(nil)
+	if a := r.Active(); len(a) != 0 {
+		t.Errorf("still active: %+v", a)
+	}
+	want := []string{
+		"begin Run/ under []",
+		"begin Run/cni ADD under Run/[{network n}]",
+		"begin Run/plugin under Run/cni ADD[]",
+		"end Run/plugin <nil>",
+		"end Run/cni ADD bad",
+		"end Run/ <nil>",
+	}
+	if !slices.Equal(s.log, want) {
+		t.Errorf("told %q\nwant %q", s.log, want)
+	}
+}
+
 func BenchmarkStart(b *testing.B) {
 	ctx, end := New().Begin(context.Background(), "c")
-	defer end()
+	defer end(nil)
 	for b.Loop() {
 		Start(ctx, "s")()
 	}

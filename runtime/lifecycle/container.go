@@ -111,12 +111,12 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 	if err != nil {
 		return fmt.Errorf("the pod's monitor: %w", err)
 	}
-	end = op.enter(ctx, "engine-create")
-	c.PID, err = mon.Create(ctx, CreateRequest{
+	create, ended := op.within(ctx, "engine-create")
+	c.PID, err = mon.Create(create, CreateRequest{
 		ID: c.ID, Bundle: m.bundle(c), LogPath: c.Config.LogPath, TTY: c.Config.TTY,
 		Stdin: c.Config.Stdin, StdinOnce: c.Config.StdinOnce, CgroupPath: c.CgroupPath,
 	})
-	end()
+	ended(err)
 	if err != nil {
 		return err
 	}
@@ -352,9 +352,9 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 	if err != nil {
 		return err
 	}
-	end := op.enter(ctx, "engine-start")
-	err = mon.Start(ctx, id)
-	end()
+	start, end := op.within(ctx, "engine-start")
+	err = mon.Start(start, id)
+	end(err)
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", id, err)
 	}

@@ -29,6 +29,12 @@ func (o *operation) enter(ctx context.Context, stage string) func() {
 	return stages.Start(ctx, stage)
 }
 
+// within is enter for a stage whose error and whose own stages matter.
+func (o *operation) within(ctx context.Context, stage string) (context.Context, func(error)) {
+	o.stage.Store(&stage)
+	return stages.Enter(ctx, stage)
+}
+
 // flights joins operations with an equal key.
 type flights struct {
 	mu  sync.Mutex

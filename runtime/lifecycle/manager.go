@@ -54,9 +54,10 @@ type Manager struct {
 	log     *slog.Logger
 	journal *journal // what o.Ledger is
 
-	flights flights
-	podTurn turns
-	ctrTurn turns
+	flights  flights
+	counters counters
+	podTurn  turns
+	ctrTurn  turns
 
 	mu   sync.Mutex
 	pods map[runtime.PodID]Monitor              // guarded by mu: connected monitors

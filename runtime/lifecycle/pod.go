@@ -131,6 +131,7 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 	var mon Monitor
 	g.Go(func() (err error) {
 		defer op.enter(gctx, "monitor")()
+		m.counters.started.Add(1)
 		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(gctx, p.ID, dir, p.Config.Handler)
 		if err != nil {
 			return fmt.Errorf("start the pod's monitor: %w", err)
@@ -187,9 +188,9 @@ func (m *Manager) podNetwork(ctx context.Context, op *operation, p *runtime.Pod)
 		}
 	}
 	if runtime.Has(p.Intents, runtime.IntentNetwork) {
-		end := op.enter(ctx, "cni-add")
-		ips, err := m.o.Network.Add(ctx, p.ID, cfg, filepath.Join(m.nsDir(p.ID), "net"))
-		end()
+		add, end := op.within(ctx, "cni-add")
+		ips, err := m.o.Network.Add(add, p.ID, cfg, filepath.Join(m.nsDir(p.ID), "net"))
+		end(err)
 		if err != nil {
 			return fmt.Errorf("attach the pod to its network: %w", err)
 		}

@@ -196,6 +196,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 	errs = append(errs, err)
 	for _, id := range ids {
 		if len(id) == 64 && !kept[id] {
+			m.counters.roots.Add(1)
 			m.log.Warn("removing a root file system that no container owns", "container", id)
 			errs = append(errs, m.o.Images.Release(ctx, id))
 		}
@@ -208,6 +209,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 
 // sweepPod clears the run directory of a pod that has no record.
 func (m *Manager) sweepPod(ctx context.Context, id runtime.PodID) error {
+	m.counters.pods.Add(1)
 	m.log.Warn("removing a pod directory that no record owns", "pod", id)
 	dir := m.podDir(id)
 	mon, err := m.o.Monitors.Connect(ctx, id, dir)

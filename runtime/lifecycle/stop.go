@@ -212,6 +212,7 @@ func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
 	if p.State != runtime.PodReady {
 		return nil
 	}
+	m.counters.lost.Add(1)
 	m.log.Warn("the pod's monitor is gone; its containers were ended", "pod", pod)
 	if p.State, err = runtime.MovePod(p.State, runtime.PodNotReady); err != nil {
 		return err

@@ -58,6 +58,8 @@ type Monitors struct {
 	runtime *os.File // sealed copy of RuntimePath, nil without one
 
 	mu      sync.Mutex
+	active  map[string]engine.Handler // guarded by mu: for new pods
+	retired map[string]engine.Handler // guarded by mu: gone from the configuration, pods may have them
 	clients map[runtime.PodID]*Client
 	busy    map[runtime.PodID]*podLock // one spawn or connect per pod at a time
 }
@@ -78,7 +80,7 @@ func New(o Options) (*Monitors, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	m := &Monitors{opts: o, clients: map[runtime.PodID]*Client{}, busy: map[runtime.PodID]*podLock{}}
+	m := &Monitors{opts: o, active: o.Handlers, retired: map[string]engine.Handler{}, clients: map[runtime.PodID]*Client{}, busy: map[runtime.PodID]*podLock{}}
 	for _, h := range o.Handlers {
 		if h.Root == "" && h.Embedded {
 			return nil, fmt.Errorf("%w: handler %q has no root", runtime.ErrInvalid, h.Name)
@@ -108,19 +110,43 @@ func (m *Monitors) Close() {
 
 // Handlers lists the configured handler names.
 func (m *Monitors) Handlers() []string {
-	names := make([]string, 0, len(m.opts.Handlers))
-	for n := range m.opts.Handlers {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := make([]string, 0, len(m.active))
+	for n := range m.active {
 		names = append(names, n)
 	}
 	sort.Strings(names)
 	return names
 }
 
+// SetHandlers replaces the handlers for new pods. The default stays, and so do
+// those that are left out, for the pods that have them.
+func (m *Monitors) SetHandlers(hs map[string]engine.Handler) error {
+	if _, ok := hs[m.opts.Default]; !ok {
+		return fmt.Errorf("%w: default handler %q is not configured", runtime.ErrInvalid, m.opts.Default)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for n, h := range m.active {
+		if _, ok := hs[n]; !ok {
+			m.retired[n] = h
+		}
+	}
+	m.active = hs
+	return nil
+}
+
 func (m *Monitors) handler(name string) (engine.Handler, error) {
 	if name == "" {
 		name = m.opts.Default
 	}
-	h, ok := m.opts.Handlers[name]
+	m.mu.Lock()
+	h, ok := m.active[name]
+	if !ok {
+		h, ok = m.retired[name]
+	}
+	m.mu.Unlock()
 	if !ok {
 		return h, fmt.Errorf("%w: unknown runtime handler %q; configured are %s",
 			runtime.ErrInvalid, name, strings.Join(m.Handlers(), ", "))

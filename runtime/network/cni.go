@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/ocid-io/ocid/internal/atomicfile"
 	"github.com/ocid-io/ocid/internal/mountinfo"
+	"github.com/ocid-io/ocid/internal/stages"
 	"github.com/ocid-io/ocid/runtime"
 )
 
@@ -44,6 +46,8 @@ type CNI struct {
 	binDirs []string
 	timeout time.Duration
 	log     *slog.Logger
+
+	collected atomic.Uint64 // attachments that GC released
 
 	// gate keeps the plugins' own garbage collection from taking an attachment
 	// that is being made; it is held for reading by everything else.
@@ -223,7 +227,9 @@ func (n *CNI) havePlugins(list *libcni.NetworkConfigList) error {
 func (n *CNI) add(ctx context.Context, list *libcni.NetworkConfigList, a *attachment) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.timeout)
 	defer cancel()
+	ctx, end := stages.Enter(ctx, "cni ADD", stages.Attr{Key: "network", Value: list.Name})
 	res, err := n.cni.AddNetworkList(ctx, list, a.runtimeConf(a.NetNS))
+	end(err)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +280,10 @@ func (n *CNI) del(ctx context.Context, id runtime.PodID, netns string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.timeout)
 	defer cancel()
-	if err := n.cni.DelNetworkList(ctx, list, a.runtimeConf(netns)); err != nil {
+	ctx, end := stages.Enter(ctx, "cni DEL", stages.Attr{Key: "network", Value: list.Name})
+	err = n.cni.DelNetworkList(ctx, list, a.runtimeConf(netns))
+	end(err)
+	if err != nil {
 		return fmt.Errorf("detach from network %q: %w", list.Name, err)
 	}
 	return n.removeRecord(id)
@@ -293,12 +302,28 @@ func (n *CNI) GC(ctx context.Context, keep []runtime.PodID) error {
 			if err := n.Del(ctx, id, runtime.PodConfig{}, ""); err != nil {
 				errs = append(errs, fmt.Errorf("pod %s: %w", id, err))
 			}
+			n.collected.Add(1)
 		}
 	}
 	if err := n.pluginGC(ctx); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// Collected counts the attachments without a pod that GC found.
+func (n *CNI) Collected() uint64 { return n.collected.Load() }
+
+// Network names the current network, its configuration file and its plugins.
+func (n *CNI) Network() (name string, plugins []string, err error) {
+	list, _, err := n.conf.current()
+	if err != nil {
+		return "", nil, err
+	}
+	for _, p := range list.Plugins {
+		plugins = append(plugins, p.Network.Type)
+	}
+	return list.Name, plugins, nil
 }
 
 func (n *CNI) isBusy(id runtime.PodID) bool {
@@ -326,7 +351,10 @@ func (n *CNI) pluginGC(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.timeout)
 	defer cancel()
-	if err := n.cni.GCNetworkList(ctx, list, args); err != nil {
+	ctx, end := stages.Enter(ctx, "cni GC", stages.Attr{Key: "network", Value: list.Name})
+	err = n.cni.GCNetworkList(ctx, list, args)
+	end(err)
+	if err != nil {
 		return fmt.Errorf("garbage collection of network %q: %w", list.Name, err)
 	}
 	return nil

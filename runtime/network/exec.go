@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocid-io/ocid/internal/capbuf"
+	"github.com/ocid-io/ocid/internal/stages"
 	"github.com/ocid-io/ocid/runtime"
 )
 
@@ -73,7 +74,9 @@ func (pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	}
 	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
 	cmd.WaitDelay = drainDelay
+	end := stages.Start(ctx, "cni-plugin", stages.Attr{Key: "plugin", Value: name})
 	err := cmd.Run()
+	end()
 	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil && cmd.ProcessState.Success() {
 		err = nil
 	}

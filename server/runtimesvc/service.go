@@ -78,6 +78,8 @@ type Usages interface {
 
 // Node is what is true of the runtime as a whole.
 type Node interface {
+	// RuntimeReady and NetworkReady report nil or why pods cannot be run now.
+	RuntimeReady() error
 	NetworkReady() error
 	Handlers() []runtime.HandlerInfo
 	UpdateRuntimeConfig(podCIDR string) error
@@ -155,6 +157,11 @@ func (s *Service) Version(context.Context, *cri.VersionRequest) (*cri.VersionRes
 // Status tells whether pods can be run, and on which network.
 func (s *Service) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusResponse, error) {
 	ready := &cri.RuntimeCondition{Type: cri.RuntimeReady, Status: true}
+	if err := s.o.Node.RuntimeReady(); err != nil {
+		ready.Status = false
+		ready.Reason = "RuntimeNotReady"
+		ready.Message = err.Error()
+	}
 	network := &cri.RuntimeCondition{Type: cri.NetworkReady, Status: true}
 	if err := s.o.Node.NetworkReady(); err != nil {
 		network.Status = false
@@ -194,7 +201,7 @@ func (s *Service) verbose(info map[string]any) map[string]string {
 	for k, v := range info {
 		b, err := json.Marshal(v)
 		if err != nil {
-			s.log.Warn("cannot show verbose information", "key", k, "err", err)
+			s.log.Warn("cannot show verbose information", "key", k, "error", err)
 			continue
 		}
 		out[k] = string(b)

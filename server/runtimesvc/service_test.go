@@ -26,6 +26,7 @@ type fake struct {
 	calls      []string
 	created    runtime.ContainerConfig
 	network    error
+	runtime    error
 	exec       func(stdout, stderr io.Writer) (int32, error)
 	events     []*runtime.Event
 	eventsEnd  error
@@ -122,6 +123,7 @@ func (f *fake) PodUsage(context.Context, runtime.PodID) (runtime.PodUsage, error
 	}, nil
 }
 func (f *fake) NetworkReady() error { return f.network }
+func (f *fake) RuntimeReady() error { return f.runtime }
 func (f *fake) Handlers() []runtime.HandlerInfo {
 	return []runtime.HandlerInfo{{Name: "", RecursiveReadOnly: true, UserNamespaces: true}, {Name: "runc"}}
 }
@@ -292,6 +294,13 @@ func TestStatusAndConfig(t *testing.T) {
 	}
 	if resp.Info["stages"] != `{"x":1}` {
 		t.Errorf("info: %v", resp.Info)
+	}
+	f.runtime = errors.New("no monitor")
+	if resp, err = s.Status(t.Context(), &cri.StatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if c := resp.Status.Conditions[0]; c.Status || c.Type != cri.RuntimeReady || c.Reason == "" || c.Message != "no monitor" {
+		t.Errorf("a runtime that cannot run is reported as %v", c)
 	}
 	rc, err := s.RuntimeConfig(t.Context(), nil)
 	if err != nil || rc.Linux.CgroupDriver != cri.CgroupDriver_CGROUPFS {

@@ -114,7 +114,7 @@ func (s *Service) statsOf(ctx context.Context, list []*runtime.Container) ([]*cr
 	return gather(ctx, list, func(ctx context.Context, c *runtime.Container) (*cri.ContainerStats, error) {
 		st, err := s.containerStats(ctx, c)
 		if err != nil {
-			s.log.Debug("container left out of stats", "container", string(c.ID), "err", err)
+			s.log.Debug("container left out of stats", "container", string(c.ID), "error", err)
 		}
 		return st, err
 	})

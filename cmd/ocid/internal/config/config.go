@@ -1,19 +1,20 @@
 // Package config is ocid's configuration: one struct, from which the TOML file,
 // its documentation and its validation follow. Command-line flags override the
-// file; the file overrides the defaults. Nothing outside this package reads it
-// from disk, and a Config that Load returned is valid.
+// drop-in files FILE.d/*.toml, a later one in lexical order overrides an earlier
+// one, all override FILE, and FILE overrides the defaults. Nothing outside this
+// package reads it from disk, and every value of what Load returned says where
+// it came from.
 package config
 
 import (
 	"errors"
 	"fmt"
-	"os"
+	"net"
+	"net/url"
 	"path/filepath"
 	"sort"
 	"strings"
 	"time"
-
-	"github.com/BurntSushi/toml"
 )
 
 // DefaultFile is where the configuration is looked for when none is named.
@@ -23,13 +24,26 @@ const DefaultFile = "/etc/ocid/ocid.toml"
 type Config struct {
 	Root      string  `toml:"root" doc:"Durable state: images, records, writable layers."`
 	RunRoot   string  `toml:"run_root" doc:"State of this boot, on tmpfs: mounts, sockets, namespaces."`
-	LogLevel  string  `toml:"log_level" doc:"debug, info, warn or error."`
+	LogLevel  string  `toml:"log_level" reload:"true" doc:"debug, info, warn or error."`
 	LogFormat string  `toml:"log_format" doc:"text or json."`
 	Server    Server  `toml:"server"`
 	Runtime   Runtime `toml:"runtime"`
 	Network   Network `toml:"network"`
 	NRI       NRI     `toml:"nri"`
 	Image     Image   `toml:"image"`
+	Metrics   Metrics `toml:"metrics"`
+	Tracing   Tracing `toml:"tracing"`
+}
+
+// Metrics configures what monitoring scrapes.
+type Metrics struct {
+	Listen string `toml:"listen" doc:"HOST:PORT where Prometheus finds /metrics, without authentication. Empty: only on the debug socket."`
+}
+
+// Tracing configures OpenTelemetry traces.
+type Tracing struct {
+	Endpoint string  `toml:"endpoint" doc:"OTLP collector over gRPC, http://HOST:PORT or https://HOST:PORT. Empty: no traces."`
+	Sampling float64 `toml:"sampling" doc:"Share of calls traced, 0 to 1, where the caller has not decided already."`
 }
 
 // Server configures the CRI daemon.
@@ -47,7 +61,7 @@ type Runtime struct {
 	CDIDirs        []string           `toml:"cdi_dirs" doc:"Directories of Container Device Interface files; the later ones win."`
 	AppArmor       string             `toml:"apparmor_profile" doc:"AppArmor profile of containers that name none. ocid-default is made and loaded by ocid."`
 	SELinux        bool               `toml:"selinux" doc:"Label containers and volumes where SELinux is active."`
-	Handlers       map[string]Handler `toml:"handlers"`
+	Handlers       map[string]Handler `toml:"handlers" reload:"true"`
 }
 
 // Network configures CNI.
@@ -113,29 +127,9 @@ func Default() Config {
 			BinDirs: []string{"/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"},
 			Timeout: Duration(2 * time.Minute),
 		},
-		Image: Image{StallTimeout: Duration(time.Minute)},
+		Image:   Image{StallTimeout: Duration(time.Minute)},
+		Tracing: Tracing{Sampling: 1},
 	}
-}
-
-// Load reads file over the defaults. A missing file is an error only when
-// required. Unknown keys are refused with the known key nearest to each.
-func Load(file string, required bool) (Config, error) {
-	c := Default()
-	md, err := toml.DecodeFile(file, &c)
-	switch {
-	case errors.Is(err, os.ErrNotExist) && !required:
-		return c, nil
-	case err != nil:
-		return c, fmt.Errorf("configuration %s: %w", file, err)
-	}
-	if unknown := md.Undecoded(); len(unknown) > 0 {
-		key := unknown[0].String()
-		return c, fmt.Errorf("configuration %s: unknown key %q%s", file, key, suggestion(key))
-	}
-	if _, ok := c.Runtime.Handlers[EmbeddedHandler]; !ok {
-		c.Runtime.Handlers[EmbeddedHandler] = Handler{}
-	}
-	return c, nil
 }
 
 // Complete fills what follows from other keys, and validates.
@@ -160,7 +154,36 @@ func (c *Config) Complete() error {
 	if err := c.checkExtensions(); err != nil {
 		return err
 	}
+	if err := c.completeObservation(); err != nil {
+		return err
+	}
 	return c.completeHandlers()
+}
+
+func (c *Config) completeObservation() error {
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		return fmt.Errorf("log_level must be debug, info, warn or error, and is %q", c.LogLevel)
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		return fmt.Errorf("log_format must be text or json, and is %q", c.LogFormat)
+	}
+	if c.Metrics.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Metrics.Listen); err != nil {
+			return fmt.Errorf("metrics.listen must be HOST:PORT, and is %q", c.Metrics.Listen)
+		}
+	}
+	if e := c.Tracing.Endpoint; e != "" {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Port() == "" {
+			return fmt.Errorf("tracing.endpoint must be http://HOST:PORT or https://HOST:PORT, and is %q", e)
+		}
+	}
+	if s := c.Tracing.Sampling; !(s >= 0 && s <= 1) {
+		return fmt.Errorf("tracing.sampling must be between 0 and 1, and is %v", s)
+	}
+	return nil
 }
 
 func (c *Config) completeHandlers() error {
@@ -180,41 +203,6 @@ func (c *Config) completeHandlers() error {
 		c.Runtime.Handlers[name] = h
 	}
 	return nil
-}
-
-// suggestion names the known key that takes the fewest edits from key.
-func suggestion(key string) string {
-	best, cost := "", len(key)/2+1
-	for _, k := range Keys() {
-		if d := distance(key, k.Name); d < cost {
-			best, cost = k.Name, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(" (did you mean %q?)", best)
-}
-
-// distance is the Levenshtein distance.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			change := diagonal
-			if a[i-1] != b[j-1] {
-				change++
-			}
-			diagonal = row[j]
-			row[j] = min(change, row[j]+1, row[j-1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // HandlerNames lists the handlers, sorted.

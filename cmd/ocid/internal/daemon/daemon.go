@@ -2,22 +2,17 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
+	"sync/atomic"
 	"time"
 
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+	"github.com/ocid-io/ocid/cmd/ocid/internal/observe"
 	"github.com/ocid-io/ocid/internal/stages"
-	"github.com/ocid-io/ocid/internal/textpages"
 	"github.com/ocid-io/ocid/pull"
-	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/runtime/engine"
 	"github.com/ocid-io/ocid/runtime/handler"
 	"github.com/ocid-io/ocid/runtime/ledger"
@@ -30,101 +25,45 @@ import (
 	"github.com/ocid-io/ocid/store/layered"
 )
 
-// idleHeap is how much the heap may grow over what lives before it is
-// collected, in percent. The daemon's garbage is short-lived and its memory is
-// counted on every node.
-const idleHeap = 50
-
-// Serve runs the CRI daemon until ctx is done. Containers go on.
-func Serve(ctx context.Context, c config.Config, log *slog.Logger) error {
-	debug.SetGCPercent(idleHeap)
-	if os.Geteuid() != 0 {
-		return errors.New("ocid serve needs root: it mounts, makes namespaces and cgroups")
-	}
-	for _, dir := range []string{c.Root, c.RunRoot} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
-	}
-	listeners, err := listen(c)
-	if err != nil {
-		return err
-	}
-	d, err := build(c, log) //nolint:contextcheck // the image library logs without a context
-	if err != nil {
-		return closeAll(listeners, err)
-	}
-	defer d.close()
-	begin := time.Now()
-	if err := d.manager.Reconcile(ctx); err != nil {
-		log.Error("some of what an earlier run left could not be mended; it is tried again at the next start", "error", err)
-	}
-	if err := d.store.Collect(ctx, d.owned()); err != nil {
-		log.Error("collect leftovers of the image store", "error", err)
-	}
-	log.Info("reconciled", "pods", len(d.manager.Pods()), "containers", len(d.manager.Containers()), "took", time.Since(begin))
-	s := server.New(server.Options{Listeners: listeners, Log: log, Stages: d.stages})
-	cri.RegisterRuntimeServiceServer(s, d.runtimeService(c, log))
-	img := imagesvc.New(d.store, puller{d.puller}, log)
-	img.Handlers(c.HandlerNames())
-	cri.RegisterImageServiceServer(s, img)
-	log.Info("serving", "listen", c.Server.Listen, "version", Version)
-	go settle(log)
-	defer context.AfterFunc(ctx, d.manager.EndEvents)()
-	err = s.Serve(ctx)
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	d.manager.Drain(drain)
-	return err
-}
-
-// settle gives back what only the start needed, heap and code.
-func settle(log *slog.Logger) {
-	debug.FreeOSMemory()
-	if err := textpages.Drop(); err != nil {
-		log.Debug("cannot drop pages of the binary", "error", err)
-	}
-}
-
-func listen(c config.Config) ([]net.Listener, error) {
-	ls, err := server.Activated()
-	if err != nil || len(ls) > 0 {
-		return ls, err
-	}
-	l, err := server.Listen(c.Server.Listen)
-	if err != nil {
-		return nil, err
-	}
-	return []net.Listener{l}, nil
-}
-
-func closeAll(ls []net.Listener, err error) error {
-	for _, l := range ls {
-		err = errors.Join(err, l.Close())
-	}
-	return err
-}
-
 // parts are the layers, built.
 type parts struct {
-	c       config.Config
-	host    host
-	store   *layered.Store
-	puller  *pull.Puller
-	cni     *network.CNI
-	manager *lifecycle.Manager
-	stages  *stages.Recorder
+	conf     atomic.Pointer[config.Config] // in force; replaced by a reload
+	log      *slog.Logger
+	begin    time.Time
+	host     host
+	embedded string // the embedded runtime's binary
+	monitor  string // the monitor's binary
+	store    *layered.Store
+	puller   *pull.Puller
+	cni      *network.CNI
+	monitors *monitor.Monitors
+	manager  *lifecycle.Manager
+	images   *imagesvc.Service
 
-	handlers map[string]engine.Handler
+	stages  *stages.Recorder
+	recent  *observe.Recent
+	metrics *observe.Metrics
+	tracer  *observe.Tracer // nil: no traces
+
+	engines  atomic.Pointer[map[string]engine.Handler] // replaced by a reload
+	policies livePolicies
+	prober   handler.Prober
 }
 
-func build(c config.Config, log *slog.Logger) (*parts, error) {
+func build(ctx context.Context, o Options) (*parts, error) {
 	h, err := readHost()
 	if err != nil {
 		return nil, err
 	}
-	d := &parts{c: c, host: h, stages: stages.New()}
-	if d.store, d.puller, err = OpenImages(c, log); err != nil {
+	c := o.Config.Config
+	d := &parts{begin: time.Now(), host: h, recent: &observe.Recent{}}
+	d.conf.Store(&c)
+	d.log = slog.New(d.recent.Handler(o.Log.Handler()))
+	log := d.log
+	if err := d.observers(ctx, c); err != nil {
+		return nil, err
+	}
+	if d.store, d.puller, err = openImages(c, log, d.metrics); err != nil {
 		return nil, err
 	}
 	// On the run root: pods do not outlive a reboot, what they leave under the
@@ -133,8 +72,7 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
-	mons, handlers, err := monitors(c, log)
-	if err != nil {
+	if d.monitors, err = d.newMonitors(c); err != nil {
 		return nil, err
 	}
 	d.cni, err = network.NewCNI(network.Options{
@@ -144,14 +82,13 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up CNI: %w", err)
 	}
-	d.handlers = handlers
 	ext, err := d.extensions(log)
 	if err != nil {
 		return nil, err
 	}
 	d.manager = lifecycle.New(lifecycle.Options{
 		RunDir: c.RunRoot, Ledger: led, Images: images{d.store},
-		Namespaces: network.Namespaces{}, Network: d.cni, Monitors: mons,
+		Namespaces: network.Namespaces{}, Network: d.cni, Monitors: d.monitors,
 		MountShm:     network.MountShm,
 		CgroupParent: c.Runtime.CgroupParent, CgroupV2: h.cgroupV2,
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
@@ -163,34 +100,53 @@ func build(c config.Config, log *slog.Logger) (*parts, error) {
 	return d, nil
 }
 
-func monitors(c config.Config, log *slog.Logger) (*monitor.Monitors, map[string]engine.Handler, error) {
-	path := c.Runtime.MonitorPath
-	if path == "" {
-		var err error
-		if path, err = beside("ocid-monitor"); err != nil {
-			return nil, nil, err
+// observers sets up what is told of calls and stages.
+func (d *parts) observers(ctx context.Context, c config.Config) error {
+	d.metrics = observe.NewMetrics(Version, d.gauges)
+	all := []stages.Observer{d.metrics}
+	if c.Tracing.Endpoint != "" {
+		t, err := observe.NewTracer(ctx, c.Tracing.Endpoint, c.Tracing.Sampling, Version, d.log)
+		if err != nil {
+			return err
+		}
+		d.tracer = t
+		all = append(all, t)
+	}
+	d.stages = stages.New(all...)
+	return nil
+}
+
+func (d *parts) newMonitors(c config.Config) (*monitor.Monitors, error) {
+	var err error
+	if d.monitor = c.Runtime.MonitorPath; d.monitor == "" {
+		if d.monitor, err = beside("ocid-monitor"); err != nil {
+			return nil, err
 		}
 	}
-	embedded, err := beside("ocid-runtime")
-	if err != nil {
-		return nil, nil, err
+	if d.embedded, err = beside("ocid-runtime"); err != nil {
+		return nil, err
 	}
+	handlers := d.handlers(c)
+	d.engines.Store(&handlers)
+	return monitor.New(monitor.Options{
+		MonitorPath: d.monitor, RuntimePath: d.embedded, Handlers: handlers,
+		Default: c.Runtime.DefaultHandler, Log: d.log,
+	})
+}
+
+func (d *parts) handlers(c config.Config) map[string]engine.Handler {
 	handlers := map[string]engine.Handler{}
 	for name, h := range c.Runtime.Handlers {
 		e := engine.Handler{Name: name, Path: h.Path, Root: h.Root, Args: h.Args}
 		if h.Path == "" {
-			e.Path, e.Embedded = embedded, true
+			e.Path, e.Embedded = d.embedded, true
 		}
 		if _, err := os.Stat(e.Path); err != nil {
-			log.Warn("the runtime handler's binary is missing: pods that ask for it will fail", "handler", name, "error", err)
+			d.log.Warn("the runtime handler's binary is missing: pods that ask for it will fail", "handler", name, "error", err)
 		}
 		handlers[name] = e
 	}
-	mons, err := monitor.New(monitor.Options{
-		MonitorPath: path, RuntimePath: embedded, Handlers: handlers,
-		Default: c.Runtime.DefaultHandler, Log: log,
-	})
-	return mons, handlers, err
+	return handlers
 }
 
 // owned tells which root file systems have a container's record.
@@ -204,73 +160,28 @@ func (d *parts) owned() func(id string) bool {
 
 func (d *parts) close() {
 	if len(d.manager.Pods()) == 0 {
-		removeEmptyCgroups(d.c.Runtime.CgroupParent)
+		removeEmptyCgroups(d.conf.Load().Runtime.CgroupParent)
 	}
 	_ = d.cni.Close()
 	_ = d.store.Close()
+	if d.tracer != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+		defer cancel()
+		if err := d.tracer.Close(ctx); err != nil {
+			d.log.Warn("the last traces are lost", "error", err)
+		}
+	}
 }
 
 func (d *parts) runtimeService(c config.Config, log *slog.Logger) *runtimesvc.Service {
 	return runtimesvc.New(runtimesvc.Options{
 		Pods: d.manager, Containers: d.manager, Records: d.manager, Events: d.manager, Tuning: d.manager,
-		Execs: d.manager, Usages: d.manager, Node: node{d.manager, c, d.handlers, &handler.Prober{}, log}, Images: resolver{d.store},
+		Execs: d.manager, Usages: d.manager, Node: d.node(), Images: resolver{d.store},
 		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2, Hugetlb: d.host.hugetlb},
 		Version: Version, Log: log, ToStatus: server.Status,
-		Info: func() map[string]any {
-			return map[string]any{"stages": d.stages.Snapshot(), "config": c}
-		},
+		Info: d.info,
 	})
 }
-
-// node implements runtimesvc.Node.
-type node struct {
-	m        *lifecycle.Manager
-	c        config.Config
-	handlers map[string]engine.Handler
-	prober   *handler.Prober
-	log      *slog.Logger
-}
-
-// NetworkReady implements runtimesvc.Node.
-func (n node) NetworkReady() error { return n.m.NetworkReady() }
-
-// Handlers lists the default handler's alias and all names.
-func (n node) Handlers() []runtime.HandlerInfo {
-	out := []runtime.HandlerInfo{{}}
-	for _, name := range n.c.HandlerNames() {
-		info := n.handler(name)
-		if name == n.c.Runtime.DefaultHandler {
-			out[0] = info
-			out[0].Name = ""
-		}
-		out = append(out, info)
-	}
-	return out
-}
-
-// handler tells what a handler can do: the embedded runtime's abilities are
-// known, another one is asked, and what it cannot say is not guessed.
-func (n node) handler(name string) runtime.HandlerInfo {
-	h := n.handlers[name]
-	if h.Embedded {
-		return runtime.HandlerInfo{Name: name, RecursiveReadOnly: true}
-	}
-	f, err := n.prober.Features(context.Background(), h)
-	if err != nil {
-		n.log.Debug("a runtime's features are unknown", "handler", name, "error", err)
-	}
-	return runtime.HandlerInfo{Name: name, RecursiveReadOnly: f.RecursiveReadOnly}
-}
-
-// UpdateRuntimeConfig takes the pod address range, which CNI's own
-// configuration already has.
-func (n node) UpdateRuntimeConfig(podCIDR string) error {
-	n.log.Debug("the pod address range is CNI's to know; ignored", "cidr", podCIDR)
-	return nil
-}
-
-// CgroupDriver implements runtimesvc.Node.
-func (n node) CgroupDriver() string { return "cgroupfs" }
 
 // puller adapts pull to imagesvc.
 type puller struct{ p *pull.Puller }

@@ -1,10 +1,15 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/runtime/cdi"
 	"github.com/ocid-io/ocid/runtime/handler"
 	"github.com/ocid-io/ocid/runtime/hooks"
@@ -14,19 +19,33 @@ import (
 // extensions builds what has a say in a container's spec, in the order in
 // which it is asked: the handler's configuration, devices, hooks.
 func (d *parts) extensions(log *slog.Logger) (lifecycle.Extensions, error) {
-	policies, err := handlerPolicies(d.c)
+	c := d.conf.Load()
+	policies, err := handlerPolicies(*c)
 	if err != nil {
 		return lifecycle.Extensions{}, err
 	}
+	d.policies.Store(policies)
 	return lifecycle.Extensions{
 		Adjust: []lifecycle.SpecAdjuster{
-			policies,
-			cdi.New(d.c.Runtime.CDIDirs, log),
-			hooks.New(d.c.Runtime.HooksDirs, log),
+			&d.policies,
+			cdi.New(c.Runtime.CDIDirs, log),
+			hooks.New(c.Runtime.HooksDirs, log),
 		},
-		HidesHostDevices: policies.HideHostDevices,
+		HidesHostDevices: d.policies.hideHostDevices,
 	}, nil
 }
+
+// livePolicies are the handlers' policies, which a reload replaces.
+type livePolicies struct {
+	atomic.Pointer[handler.Policies]
+}
+
+// AdjustSpec implements lifecycle.SpecAdjuster.
+func (l *livePolicies) AdjustSpec(ctx context.Context, p runtime.Pod, c *runtime.Container, s *specs.Spec) error {
+	return l.Load().AdjustSpec(ctx, p, c, s)
+}
+
+func (l *livePolicies) hideHostDevices(name string) bool { return l.Load().HideHostDevices(name) }
 
 // handlerPolicies reads what the configuration says of each handler.
 func handlerPolicies(c config.Config) (*handler.Policies, error) {

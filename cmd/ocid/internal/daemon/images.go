@@ -13,6 +13,7 @@ import (
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
 	"github.com/ocid-io/ocid/cmd/ocid/internal/imagewire"
+	"github.com/ocid-io/ocid/cmd/ocid/internal/observe"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/store"
@@ -24,12 +25,16 @@ var Version = "devel"
 
 // OpenImages opens the image store and what pulls into it; no daemon is needed.
 func OpenImages(c config.Config, log *slog.Logger) (*layered.Store, *pull.Puller, error) {
+	return openImages(c, log, nil)
+}
+
+func openImages(c config.Config, log *slog.Logger, m *observe.Metrics) (*layered.Store, *pull.Puller, error) {
 	imagewire.Logs(log)
 	st, err := layered.Open(layered.Options{Root: c.Root, RunRoot: c.RunRoot})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the image store under %s: %w", c.Root, err)
 	}
-	return st, pull.New(pull.Options{
+	o := pull.Options{
 		Dest: st, Log: log,
 		RegistriesConf: c.Image.RegistriesConf, RegistriesConfDir: c.Image.RegistriesConfDir,
 		RegistriesDir: c.Image.RegistriesD, PolicyFile: c.Image.Policy,
@@ -37,7 +42,12 @@ func OpenImages(c config.Config, log *slog.Logger) (*layered.Store, *pull.Puller
 		BlobCacheDir: filepath.Join(c.Root, "cache"),
 		StallTimeout: time.Duration(c.Image.StallTimeout),
 		UserAgent:    "ocid/" + Version,
-	}), nil
+	}
+	if m != nil {
+		o.Layer = m.Layer
+		o.Pulled = func(err error, took time.Duration) { m.Pulled(pullResult(err), took) }
+	}
+	return st, pull.New(o), nil
 }
 
 // images adapts the store to what lifecycle and runtimesvc ask of it.

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+)
+
+// TestReference fails when the committed pages are not what the code says;
+// make docs writes them.
+func TestReference(t *testing.T) {
+	pages, err := reference(newRoot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages["../../contrib/ocid.toml"] = config.Sample()
+	for name, want := range pages {
+		p := filepath.Join("../../docs/reference", name)
+		got, err := os.ReadFile(p)
+		if err != nil {
+			t.Errorf("%v: run make docs", err)
+		} else if string(got) != want {
+			t.Errorf("%s is not what the code says: run make docs and commit it", p)
+		}
+	}
+}
