@@ -19,6 +19,11 @@ type Pod struct {
 	// of /proc/PID/stat (clock ticks), so that a reused pid is told apart.
 	MonitorPID   int    `json:"monitorPID,omitempty"`
 	MonitorStart uint64 `json:"monitorStart,omitempty"`
+	// SystemdCgroups says that the cgroup parent is a slice and each container
+	// a scope in it: the driver at the time the pod was made.
+	SystemdCgroups bool `json:"systemdCgroups,omitempty"`
+	// CgroupsMade are the cgroups above the containers that came with the pod.
+	CgroupsMade []string `json:"cgroupsMade,omitempty"`
 }
 
 // Container is the record of one container.

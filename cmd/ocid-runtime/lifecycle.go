@@ -46,6 +46,7 @@ func create(g, a *options) (err error) {
 	if err := readJSON("config.json", &spec); err != nil {
 		return err
 	}
+	keepProperties(&spec)
 	cfg, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       id,
 		UseSystemdCgroup: g.on("systemd-cgroup"),
@@ -57,6 +58,7 @@ func create(g, a *options) (err error) {
 	if err != nil {
 		return err
 	}
+	collect(cfg.Cgroups)
 	lp, err := toProcess(spec.Process)
 	if err != nil {
 		return err

@@ -153,6 +153,51 @@ func (fs *FS) createIn(root, path string) error {
 	return nil
 }
 
+// Missing lists which of the group and its parents exist in no hierarchy, the
+// outermost first; nothing for a path that is not below the root.
+func (fs *FS) Missing(path string) []string {
+	path, err := clean(path)
+	if err != nil {
+		return nil
+	}
+	var missing []string
+	dir := ""
+	for part := range strings.SplitSeq(path[1:], "/") {
+		dir += "/" + part
+		if !fs.exists(dir) {
+			missing = append(missing, dir)
+		}
+	}
+	return missing
+}
+
+func (fs *FS) exists(path string) bool {
+	return slices.ContainsFunc(fs.roots, func(root string) bool {
+		var st unix.Stat_t
+		return unix.Lstat(root+path, &st) == nil
+	})
+}
+
+// Empty tells whether the group has neither processes nor groups below it. A
+// group that does not exist is empty.
+func (fs *FS) Empty(path string) (bool, error) {
+	path, err := clean(path)
+	if err != nil {
+		return false, err
+	}
+	for _, root := range fs.roots {
+		subs, err := children(root + path)
+		if err != nil || len(subs) > 0 {
+			return false, err
+		}
+		pids, err := appendProcs(nil, root+path)
+		if err != nil || len(pids) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // delegate gives on every controller that the group has.
 func delegate(dir string) error {
 	have, err := os.ReadFile(dir + "/cgroup.controllers")

@@ -17,6 +17,7 @@ func clonePod(p *runtime.Pod) runtime.Pod {
 	c.Config = clonePodConfig(&p.Config)
 	c.Intents = slices.Clone(p.Intents)
 	c.IPs = slices.Clone(p.IPs)
+	c.CgroupsMade = slices.Clone(p.CgroupsMade)
 	return c
 }
 

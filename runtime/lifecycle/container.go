@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"time"
 
@@ -54,7 +53,7 @@ func (m *Manager) createContainer(ctx context.Context, op *operation, pod runtim
 	c := runtime.Container{
 		Version: runtime.RecordVersion, ID: id, PodID: pod, Config: cfg,
 		State: runtime.ContainerCreating, CreatedAt: time.Now().UnixNano(),
-		CgroupPath: path.Join(m.cgroupParent(p), string(id)),
+		CgroupPath: m.containerCgroup(p, id),
 		StopSignal: stopSignal(cfg, img),
 		Intents:    []runtime.Intent{runtime.IntentRootfs, runtime.IntentBundle, runtime.IntentEngine},
 	}
@@ -84,13 +83,6 @@ func (m *Manager) existingContainer(ctx context.Context, old runtime.Container, 
 		return "", true, nil
 	}
 	return "", false, fmt.Errorf("%w: container %s is %q", runtime.ErrState, old.ID, old.State)
-}
-
-func (m *Manager) cgroupParent(p runtime.Pod) string {
-	if p.Config.CgroupParent != "" {
-		return path.Clean("/" + p.Config.CgroupParent)
-	}
-	return m.o.CgroupParent
 }
 
 // makeContainer makes what the intents announce and records the container created.
@@ -175,7 +167,7 @@ func (m *Manager) specInput(p runtime.Pod, c *runtime.Container, img runtime.Ima
 	dir := m.podDir(p.ID)
 	in := spec.Input{
 		Pod: p, Container: c.Config, ContainerID: c.ID, Image: img, User: *c.User, RootPath: root,
-		CgroupPath: c.CgroupPath, Namespaces: map[string]string{}, Hostname: p.Config.Hostname,
+		CgroupPath: engineCgroup(c.CgroupPath), Namespaces: map[string]string{}, Hostname: p.Config.Hostname,
 		HostsPath:    filepath.Join(dir, "hosts"),
 		HostnamePath: filepath.Join(dir, "hostname"),
 		ResolvPath:   filepath.Join(dir, "resolv.conf"),

@@ -193,5 +193,5 @@ func bundleCgroup(dir string) string {
 	if json.Unmarshal(b, &s) != nil {
 		return ""
 	}
-	return s.Linux.CgroupsPath
+	return hostCgroup(s.Linux.CgroupsPath)
 }

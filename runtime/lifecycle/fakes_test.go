@@ -132,7 +132,7 @@ func (f fakeNetwork) GC(context.Context, []runtime.PodID) error { return nil }
 
 type fakeMonitors struct{ *world }
 
-func (f fakeMonitors) Spawn(ctx context.Context, id runtime.PodID, _, _ string) (Monitor, int, uint64, error) {
+func (f fakeMonitors) Spawn(ctx context.Context, id runtime.PodID, _, _, _ string) (Monitor, int, uint64, error) {
 	if err := f.step(ctx, "spawn", "monitor "+string(id), true); err != nil {
 		return nil, 0, 0, err
 	}

@@ -27,7 +27,9 @@ type Options struct {
 	Network       Network
 	Monitors      Monitors
 	MountShm      func(dir string, size int64) error
-	CgroupParent  string   // for pods that name none
+	CgroupParent  string   // for pods that name none; a slice with the systemd driver
+	Systemd       bool     // cgroups are made by systemd: slices and scopes
+	Cgroups       Cgroups  // nil: the cgroups above a pod are left alone
 	CgroupV2      bool     // the host has a unified hierarchy only
 	DaemonCaps    []string // capabilities that may be handed on
 	MinOOMScore   int

@@ -40,6 +40,10 @@ func (m *Manager) runPod(ctx context.Context, op *operation, cfg runtime.PodConf
 			return "", fmt.Errorf("%w: the network is not ready: %w", runtime.ErrUnavailable, err)
 		}
 	}
+	cgroup, err := m.podCgroup(cfg, m.o.Systemd)
+	if err != nil {
+		return "", err
+	}
 	if old, ok := m.o.Ledger.PodByName(cfg.Name); ok {
 		id, again, err := m.existingPod(ctx, old, cfg)
 		if !again || err != nil {
@@ -49,9 +53,9 @@ func (m *Manager) runPod(ctx context.Context, op *operation, cfg runtime.PodConf
 	p := runtime.Pod{
 		Version: runtime.RecordVersion, ID: runtime.PodID(newID()), Config: cfg,
 		State: runtime.PodCreating, BootID: m.o.BootID, CreatedAt: time.Now().UnixNano(),
-		Intents: podIntents(cfg),
+		Intents: podIntents(cfg), SystemdCgroups: m.o.Systemd,
 	}
-	if err := m.o.Ledger.PutPod(p); err != nil {
+	if err := m.putPod(ctx, &p, cgroup); err != nil {
 		return "", fmt.Errorf("record the pod: %w", err)
 	}
 	if err := m.makePod(ctx, op, &p); err != nil {
@@ -132,7 +136,7 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 	g.Go(func() (err error) {
 		defer op.enter(gctx, "monitor")()
 		m.counters.started.Add(1)
-		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(gctx, p.ID, dir, p.Config.Handler)
+		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(gctx, p.ID, dir, p.Config.Handler, m.cgroupParent(*p))
 		if err != nil {
 			return fmt.Errorf("start the pod's monitor: %w", err)
 		}
@@ -243,7 +247,7 @@ func (m *Manager) undoPod(ctx context.Context, p runtime.Pod) error {
 	if err := m.clearPodDir(p.ID); err != nil {
 		return err
 	}
-	return m.o.Ledger.DeletePod(p.ID)
+	return m.removeCgroups(ctx, p)
 }
 
 // detach undoes network and namespaces; idempotent.

@@ -177,8 +177,9 @@ type ExecRequest struct {
 type Monitors interface {
 	// Spawn starts a monitor for a pod whose containers run under the named
 	// handler, and returns when it answers. dir is the pod's run directory;
-	// the socket is dir/monitor.sock. Idempotent: a live one is returned.
-	Spawn(ctx context.Context, id runtime.PodID, dir, handler string) (m Monitor, pid int, start uint64, err error)
+	// the socket is dir/monitor.sock; cgroup is the one above the pod's
+	// containers. Idempotent: a live one is returned.
+	Spawn(ctx context.Context, id runtime.PodID, dir, handler, cgroup string) (m Monitor, pid int, start uint64, err error)
 	// Connect finds a running monitor. ErrUnavailable if it is gone.
 	Connect(ctx context.Context, id runtime.PodID, dir string) (Monitor, error)
 	// Orphan cleans what a monitor that died left: it kills the containers'

@@ -119,7 +119,7 @@ func newPod(t testing.TB, handler string) *pod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.m, p.pid, _, err = p.ms.Spawn(t.Context(), p.id, p.dir, handler)
+	p.m, p.pid, _, err = p.ms.Spawn(t.Context(), p.id, p.dir, handler, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -539,7 +539,7 @@ func TestMonitorSurvivesAndReconnects(t *testing.T) {
 	if err != nil || len(st) != 1 || st[0].ID != r.ID || !st[0].Started || st[0].Exit != nil {
 		t.Errorf("%+v %v", st, err)
 	}
-	if _, pid, _, err := p.ms.Spawn(t.Context(), p.id, p.dir, "ocid"); err != nil || pid != p.pid {
+	if _, pid, _, err := p.ms.Spawn(t.Context(), p.id, p.dir, "ocid", ""); err != nil || pid != p.pid {
 		t.Errorf("spawn beside a live monitor: pid %d, want %d: %v", pid, p.pid, err)
 	}
 	if err := m.Shutdown(t.Context()); !errors.Is(err, runtime.ErrState) {
@@ -705,7 +705,7 @@ func BenchmarkSpawn(b *testing.B) {
 		p := newPod(b, "ocid")
 		p.stop()
 		b.StartTimer()
-		m, _, _, err := p.ms.Spawn(b.Context(), p.id, p.dir, "ocid")
+		m, _, _, err := p.ms.Spawn(b.Context(), p.id, p.dir, "ocid", "")
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -17,6 +17,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -49,7 +51,10 @@ type Options struct {
 	RuntimePath string // the ocid-runtime binary; "" if no handler is embedded
 	Handlers    map[string]engine.Handler
 	Default     string // name of the handler that "" stands for
-	Log         *slog.Logger
+	// Cgroup says where monitors live: "" beside the daemon, "pod" in a scope of
+	// the pod's slice, or the name of a slice. Other than "" needs systemd.
+	Cgroup string
+	Log    *slog.Logger
 }
 
 // Monitors spawns and finds monitors; it is a lifecycle.Monitors.
@@ -220,7 +225,7 @@ func (m *Monitors) connect(ctx context.Context, id runtime.PodID, dir string) (*
 }
 
 // Spawn starts a monitor, or finds the one that runs.
-func (m *Monitors) Spawn(ctx context.Context, id runtime.PodID, dir, handler string) (lifecycle.Monitor, int, uint64, error) {
+func (m *Monitors) Spawn(ctx context.Context, id runtime.PodID, dir, handler, cgroup string) (lifecycle.Monitor, int, uint64, error) {
 	h, err := m.handler(handler)
 	if err != nil {
 		return nil, 0, 0, err
@@ -230,7 +235,7 @@ func (m *Monitors) Spawn(ctx context.Context, id runtime.PodID, dir, handler str
 		start, err := startTime(c.pid)
 		return c, c.pid, start, err
 	}
-	pid, err := m.launch(dir, h)
+	pid, err := m.launch(dir, h, m.scope(id, cgroup))
 	if err != nil {
 		return nil, 0, 0, fmt.Errorf("start a monitor for pod %s: %w", id, err)
 	}
@@ -250,7 +255,8 @@ func (m *Monitors) Spawn(ctx context.Context, id runtime.PodID, dir, handler str
 
 // launch starts the process. Its socket listens before it runs, so that a
 // client need not wait for it to appear.
-func (m *Monitors) launch(dir string, h engine.Handler) (pid int, err error) {
+// The words of scope, if any, come before the command.
+func (m *Monitors) launch(dir string, h engine.Handler, scope []string) (pid int, err error) {
 	if err := os.MkdirAll(filepath.Join(dir, proto.ExitDir), 0o700); err != nil {
 		return 0, err
 	}
@@ -280,18 +286,41 @@ func (m *Monitors) launch(dir string, h engine.Handler) (pid int, err error) {
 		kind = "vm"
 	}
 	argv := append([]string{m.opts.MonitorPath, "run", dir, h.Name, path, h.Root, kind}, h.Args...)
+	argv = append(scope, argv...)
+	program := m.opts.MonitorPath
+	if len(scope) > 0 {
+		if program, err = exec.LookPath(scope[0]); err != nil {
+			return 0, err
+		}
+	}
 	pidfd := -1
-	pid, err = syscall.ForkExec(m.opts.MonitorPath, argv, &syscall.ProcAttr{
+	pid, err = syscall.ForkExec(program, argv, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOGC=25", "GOMAXPROCS=1", "GOTRACEBACK=single"},
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", m.opts.MonitorPath, err)
+		return 0, fmt.Errorf("%s: %w", program, err)
 	}
 	reap(pid, pidfd)
 	return pid, nil
+}
+
+// scope is the command that makes a scope for a monitor and then becomes the
+// monitor, in the same process; nothing where monitors stay with the daemon.
+func (m *Monitors) scope(id runtime.PodID, cgroup string) []string {
+	slice := m.opts.Cgroup
+	switch slice {
+	case "":
+		return nil
+	case "pod":
+		slice = path.Base(cgroup)
+	}
+	return []string{
+		"systemd-run", "--quiet", "--scope", "--collect", "--slice=" + slice,
+		"--unit=ocid-monitor-" + string(id) + ".scope", "--",
+	}
 }
 
 // reap waits for a monitor that this process is the parent of, at the cost of

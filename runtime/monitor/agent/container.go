@@ -39,6 +39,7 @@ type container struct {
 	made   chan struct{} // closed when create ended
 	filed  chan struct{} // closed when the exit file is written
 	ended  chan struct{} // closed when exit may be told
+	oom    *cgroup.OOMWatch
 	eof    sync.WaitGroup
 
 	mu       sync.Mutex
@@ -267,6 +268,7 @@ func (a *agent) runCreate(c *container, io *stdio, pidFile string) error {
 	if err := a.await(p, argv, io.errR); err != nil {
 		return errors2("create", err)
 	}
+	c.oom = cgroup.WatchOOM(c.cgroup)
 	b, err := os.ReadFile(pidFile)
 	if err != nil {
 		return errors2("create", err)
@@ -299,7 +301,9 @@ func (a *agent) watch(c *container, io *stdio) {
 	c.eof.Go(func() { (&stream{log: c.log, name: "stderr"}).capture(io.errR) })
 	go func() {
 		<-c.proc.done
-		e := proto.Exit{Code: c.proc.code(), Time: time.Now().UnixNano(), OOM: cgroup.OOMKilled(c.cgroup)}
+		e := proto.Exit{Code: c.proc.code(), Time: time.Now().UnixNano()}
+		e.OOM = cgroup.OOMKilled(c.cgroup) || c.oom.Seen()
+		c.oom.Close()
 		_ = proto.WriteExit(a.dir, c.id, e)
 		close(c.filed)
 		eof := make(chan struct{})
@@ -322,6 +326,7 @@ func (c *container) closeFiles() {
 	if c.stdin != nil {
 		c.stdin.Close()
 	}
+	c.oom.Close()
 	c.log.close()
 }
 

@@ -54,7 +54,9 @@ type Server struct {
 // Runtime configures how containers are run.
 type Runtime struct {
 	DefaultHandler string             `toml:"default_handler" doc:"Handler of pods that name none."`
-	CgroupParent   string             `toml:"cgroup_parent" doc:"Parent cgroup of pods that name none."`
+	CgroupParent   string             `toml:"cgroup_parent" doc:"Parent cgroup of pods that name none. Empty: /ocid, or ocid.slice with the systemd driver."`
+	CgroupDriver   string             `toml:"cgroup_driver" doc:"cgroupfs or systemd. Empty: systemd where it is PID 1 and cgroup v2 is in use, else cgroupfs. The kubelet asks which it is."`
+	MonitorCgroup  string             `toml:"monitor_cgroup" doc:"With the systemd driver: pod puts each monitor in a scope of its pod's slice, NAME.slice in one of that slice. Empty: beside the daemon."`
 	SeccompRoot    string             `toml:"seccomp_root" doc:"Where relative localhost seccomp profiles are found."`
 	MonitorPath    string             `toml:"monitor_path" doc:"The ocid-monitor binary. Empty: beside ocid."`
 	HooksDirs      []string           `toml:"hooks_dirs" doc:"Directories of OCI hooks (oci-hooks(5)); a file in a later one replaces that of the same name."`
@@ -110,13 +112,13 @@ func Default() Config {
 	return Config{
 		Root: "/var/lib/ocid", RunRoot: "/run/ocid", LogLevel: "info", LogFormat: "text",
 		Runtime: Runtime{
-			DefaultHandler: EmbeddedHandler, CgroupParent: "/ocid",
-			SeccompRoot: "/var/lib/kubelet/seccomp",
-			Handlers:    map[string]Handler{EmbeddedHandler: {}},
-			HooksDirs:   []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
-			CDIDirs:     []string{"/etc/cdi", "/var/run/cdi"},
-			AppArmor:    "ocid-default",
-			SELinux:     true,
+			DefaultHandler: EmbeddedHandler,
+			SeccompRoot:    "/var/lib/kubelet/seccomp",
+			Handlers:       map[string]Handler{EmbeddedHandler: {}},
+			HooksDirs:      []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
+			CDIDirs:        []string{"/etc/cdi", "/var/run/cdi"},
+			AppArmor:       "ocid-default",
+			SELinux:        true,
 		},
 		NRI: NRI{
 			Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", PluginConfigDir: "/etc/nri/conf.d",
@@ -140,7 +142,7 @@ func (c *Config) Complete() error {
 	if c.Network.CacheDir == "" {
 		c.Network.CacheDir = filepath.Join(c.Root, "cni")
 	}
-	for name, p := range map[string]string{"root": c.Root, "run_root": c.RunRoot, "runtime.cgroup_parent": c.Runtime.CgroupParent, "network.conf_dir": c.Network.ConfDir} {
+	for name, p := range map[string]string{"root": c.Root, "run_root": c.RunRoot, "network.conf_dir": c.Network.ConfDir} {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("%s must be an absolute path, and is %q", name, p)
 		}
@@ -150,6 +152,9 @@ func (c *Config) Complete() error {
 	}
 	if !strings.HasPrefix(c.Server.Listen, "unix:///") {
 		return fmt.Errorf("server.listen must be unix:///PATH, and is %q", c.Server.Listen)
+	}
+	if err := c.checkCgroups(); err != nil {
+		return err
 	}
 	if err := c.checkExtensions(); err != nil {
 		return err
@@ -182,6 +187,37 @@ func (c *Config) completeObservation() error {
 	}
 	if s := c.Tracing.Sampling; !(s >= 0 && s <= 1) {
 		return fmt.Errorf("tracing.sampling must be between 0 and 1, and is %v", s)
+	}
+	return nil
+}
+
+// Cgroup drivers.
+const (
+	Cgroupfs = "cgroupfs"
+	Systemd  = "systemd"
+)
+
+// MonitorInPod puts monitors beside their containers.
+const MonitorInPod = "pod"
+
+func (c *Config) checkCgroups() error {
+	r := &c.Runtime
+	switch r.CgroupDriver {
+	case "", Cgroupfs, Systemd:
+	default:
+		return fmt.Errorf("runtime.cgroup_driver must be %s or %s, and is %q", Cgroupfs, Systemd, r.CgroupDriver)
+	}
+	switch m := r.MonitorCgroup; {
+	case m != "" && m != MonitorInPod && !strings.HasSuffix(m, ".slice"):
+		return fmt.Errorf("runtime.monitor_cgroup must be %s or NAME.slice, and is %q", MonitorInPod, m)
+	case m != "" && r.CgroupDriver == Cgroupfs:
+		return fmt.Errorf("runtime.monitor_cgroup is %q, which needs the systemd cgroup driver", m)
+	}
+	switch p := r.CgroupParent; {
+	case r.CgroupDriver == Systemd && p != "" && !strings.HasSuffix(p, ".slice"):
+		return fmt.Errorf("runtime.cgroup_parent must be NAME.slice with the systemd driver, and is %q", p)
+	case p != "" && !filepath.IsAbs(p) && !strings.HasSuffix(p, ".slice"):
+		return fmt.Errorf("runtime.cgroup_parent must be an absolute path or NAME.slice, and is %q", p)
 	}
 	return nil
 }

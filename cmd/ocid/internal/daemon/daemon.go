@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +49,9 @@ type parts struct {
 	engines  atomic.Pointer[map[string]engine.Handler] // replaced by a reload
 	policies livePolicies
 	prober   handler.Prober
+
+	driver       string // config.Systemd or config.Cgroupfs
+	cgroupParent string // of pods that name none
 }
 
 func build(ctx context.Context, o Options) (*parts, error) {
@@ -61,6 +65,9 @@ func build(ctx context.Context, o Options) (*parts, error) {
 	d.log = slog.New(d.recent.Handler(o.Log.Handler()))
 	log := d.log
 	if err := d.observers(ctx, c); err != nil {
+		return nil, err
+	}
+	if d.driver, d.cgroupParent, err = cgroupDriver(c.Runtime, h); err != nil {
 		return nil, err
 	}
 	if d.store, d.puller, err = openImages(c, log, d.metrics); err != nil {
@@ -90,7 +97,8 @@ func build(ctx context.Context, o Options) (*parts, error) {
 		RunDir: c.RunRoot, Ledger: led, Images: images{d.store},
 		Namespaces: network.Namespaces{}, Network: d.cni, Monitors: d.monitors,
 		MountShm:     network.MountShm,
-		CgroupParent: c.Runtime.CgroupParent, CgroupV2: h.cgroupV2,
+		CgroupParent: d.cgroupParent, CgroupV2: h.cgroupV2,
+		Systemd: d.driver == config.Systemd, Cgroups: cgroups{systemd: d.driver == config.Systemd},
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
 		SeccompRoot: c.Runtime.SeccompRoot, Usage: usage{},
 		UpperDir:   func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
@@ -130,7 +138,7 @@ func (d *parts) newMonitors(c config.Config) (*monitor.Monitors, error) {
 	d.engines.Store(&handlers)
 	return monitor.New(monitor.Options{
 		MonitorPath: d.monitor, RuntimePath: d.embedded, Handlers: handlers,
-		Default: c.Runtime.DefaultHandler, Log: d.log,
+		Default: c.Runtime.DefaultHandler, Cgroup: c.Runtime.MonitorCgroup, Log: d.log,
 	})
 }
 
@@ -138,6 +146,9 @@ func (d *parts) handlers(c config.Config) map[string]engine.Handler {
 	handlers := map[string]engine.Handler{}
 	for name, h := range c.Runtime.Handlers {
 		e := engine.Handler{Name: name, Path: h.Path, Root: h.Root, Args: h.Args}
+		if d.driver == config.Systemd {
+			e.Args = append(slices.Clone(h.Args), "--systemd-cgroup")
+		}
 		if h.Path == "" {
 			e.Path, e.Embedded = d.embedded, true
 		}
@@ -160,7 +171,7 @@ func (d *parts) owned() func(id string) bool {
 
 func (d *parts) close() {
 	if len(d.manager.Pods()) == 0 {
-		removeEmptyCgroups(d.conf.Load().Runtime.CgroupParent)
+		d.removeDefaultCgroup()
 	}
 	_ = d.cni.Close()
 	_ = d.store.Close()

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,6 +17,7 @@ type host struct {
 	bootID      string
 	cgroupV2    bool
 	hugetlb     bool
+	systemd     bool // systemd is PID 1
 	appArmor    bool
 	caps        []string // effective and bounding, "CAP_X"
 	minOOMScore int
@@ -37,6 +36,9 @@ func readHost() (host, error) {
 	}
 	h.cgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	h.hugetlb = hasHugetlb("/sys/fs/cgroup")
+	// What sd_booted(3) looks at.
+	_, err = os.Lstat("/run/systemd/system")
+	h.systemd = err == nil
 	on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	h.appArmor = err == nil && strings.HasPrefix(string(on), "Y")
 	set, err := capability.NewPid2(0)
@@ -92,24 +94,4 @@ func beside(name string) (string, error) {
 		return "", fmt.Errorf("%s must be installed beside %s: %w", name, self, err)
 	}
 	return p, nil
-}
-
-// removeEmptyCgroups removes the default parent cgroup where it is empty.
-func removeEmptyCgroups(parent string) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return
-	}
-	defer func() { _ = f.Close() }()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		before, after, ok := strings.Cut(s.Text(), " - ")
-		fields := strings.Fields(before)
-		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "cgroup") {
-			continue
-		}
-		// A cgroup that is not empty refuses rmdir, which is what is wanted.
-		if err := unix.Rmdir(filepath.Join(fields[4], parent)); err != nil && !errors.Is(err, unix.ENOENT) {
-			continue
-		}
-	}
 }

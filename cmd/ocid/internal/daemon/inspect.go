@@ -119,7 +119,7 @@ func (d *parts) state(context.Context) any {
 // info is what Status(verbose) shows.
 func (d *parts) info() map[string]any {
 	c := d.conf.Load()
-	cgroups := map[string]any{"version": 1, "driver": d.node().CgroupDriver(), "parent": c.Runtime.CgroupParent}
+	cgroups := map[string]any{"version": 1, "driver": d.node().CgroupDriver(), "parent": d.cgroupParent}
 	if d.host.cgroupV2 {
 		cgroups["version"] = 2
 	}

@@ -79,4 +79,4 @@ func (n node) UpdateRuntimeConfig(podCIDR string) error {
 }
 
 // CgroupDriver implements runtimesvc.Node.
-func (n node) CgroupDriver() string { return "cgroupfs" }
+func (n node) CgroupDriver() string { return n.driver }
