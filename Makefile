@@ -59,9 +59,11 @@ install: build ## binaries, systemd unit and socket, default configuration, man 
 test: ## everything: build, unit, integration, critest, random kill, kubelet
 	@hack/test unit integration critest randomkill kubelet
 
-.PHONY: test-unit test-integration test-critest test-randomkill test-endurance test-kubelet
+.PHONY: test-unit test-integration test-critest test-randomkill test-endurance test-kubelet test-vm
 test-unit: ## unit tests under the race detector
 	@hack/test unit
+test-vm: ## integration and critest on cgroup v2 with systemd and AppArmor, in a virtual machine
+	@hack/test vm
 test-integration: ## the built binaries, driven over their socket as root
 	@hack/test integration
 test-critest: ## the part of critest that is expected to pass

@@ -59,7 +59,9 @@ type Env struct {
 	Config       string
 	CNIConf      string // directory of network configurations
 	CNIState     string // addresses that host-local has given out
-	CgroupParent string
+	CgroupParent string // made here, as the kubelet makes it before it asks for a pod
+	CgroupDir    string // where that is in each hierarchy
+	Systemd      bool   // the systemd cgroup driver is in use
 	Bin          string
 	Registry     *registry.Registry
 
@@ -183,7 +185,9 @@ func (e *Env) lay(o Options) error {
 	if _, err := rand.Read(id); err != nil {
 		return err
 	}
-	e.CgroupParent = "/ocid-test-" + hex.EncodeToString(id)
+	if err := e.makeCgroup("ocid-test-" + hex.EncodeToString(id)); err != nil {
+		return err
+	}
 	e.Root = filepath.Join(e.Dir, "root")
 	e.RunRoot = filepath.Join(e.Dir, "run")
 	e.Socket = filepath.Join(e.RunRoot, "ocid.sock")
@@ -273,11 +277,18 @@ func (e *Env) configure(o Options) error {
 	if runc, err := exec.LookPath("runc"); err == nil {
 		fmt.Fprintf(&b, "[runtime.handlers.runc]\npath = %q\nroot = %q\n\n", runc, filepath.Join(e.RunRoot, "runc"))
 	}
+	// crun refuses a hybrid of cgroup v1 and v2.
+	if crun, err := exec.LookPath("crun"); err == nil && Unified() {
+		fmt.Fprintf(&b, "[runtime.handlers.crun]\npath = %q\nroot = %q\n\n", crun, filepath.Join(e.RunRoot, "crun"))
+	}
 	b.WriteString(o.ExtraTOML)
 	if err := os.WriteFile(filepath.Join(e.Dir, "auth.json"), []byte("{}"), 0o600); err != nil {
 		return err
 	}
 	e.Config = filepath.Join(e.Dir, "ocid.toml")
+	if err := e.dropIn(); err != nil {
+		return err
+	}
 	return os.WriteFile(e.Config, []byte(b.String()), 0o644)
 }
 
@@ -447,7 +458,7 @@ func (e *Env) Close() error {
 	killStrays(e.Dir)
 	errs = append(errs, unmountBelow(e.Dir))
 	if e.CgroupParent != "" {
-		removeCgroups(e.CgroupParent)
+		e.removeCgroup()
 	}
 	if e.Dir != "" {
 		errs = append(errs, os.RemoveAll(e.Dir))

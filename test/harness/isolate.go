@@ -23,6 +23,10 @@ const stageVar = "OCID_HARNESS_STAGE"
 // The first call starts the program again inside and exits with its status;
 // inside, the call returns. An intermediate process is the namespace's init
 // and reaps orphans, as a machine's init does.
+//
+// On a machine that is there for the test alone (test/vm) the variable has the
+// value "main" from the start, and the program runs as it is: systemd takes
+// process ids as PID 1 sees them.
 func Isolate() error {
 	switch os.Getenv(stageVar) {
 	case "":

@@ -27,7 +27,7 @@ func (e *Env) Snapshot() (Snapshot, error) {
 	if s["mount"], err = mounts(""); err != nil {
 		return nil, err
 	}
-	s["cgroup"] = cgroups(e.CgroupParent)
+	s["cgroup"] = cgroups(e.CgroupDir)
 	if s["link"], err = links(); err != nil {
 		return nil, err
 	}
@@ -113,54 +113,6 @@ func unmountBelow(dir string) error {
 		}
 	}
 	return nil
-}
-
-// CgroupRoots lists the mounted hierarchies.
-func CgroupRoots() []string {
-	roots := []string{"/sys/fs/cgroup"}
-	dirs, err := os.ReadDir("/sys/fs/cgroup")
-	if err != nil {
-		return nil
-	}
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		return roots
-	}
-	roots = nil
-	for _, d := range dirs {
-		if d.IsDir() {
-			roots = append(roots, filepath.Join("/sys/fs/cgroup", d.Name()))
-		}
-	}
-	return roots
-}
-
-// cgroups lists those below the parent, the parent itself left out: it belongs
-// to the test.
-func cgroups(parent string) []string {
-	var out []string
-	for _, r := range CgroupRoots() {
-		top := filepath.Join(r, parent)
-		// A cgroup may vanish during the walk; then it is not a leak.
-		_ = filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && p != top {
-				out = append(out, p)
-			}
-			return nil
-		})
-	}
-	return out
-}
-
-func removeCgroups(parent string) {
-	list := cgroups(parent)
-	sort.Strings(list)
-	for _, p := range slices.Backward(list) {
-		// A busy one stays and is seen by whoever looks at the machine.
-		_ = unix.Rmdir(p)
-	}
-	for _, r := range CgroupRoots() {
-		_ = unix.Rmdir(filepath.Join(r, parent))
-	}
 }
 
 func links() ([]string, error) {
