@@ -3,8 +3,10 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -233,6 +235,17 @@ func (f *fakeMonitor) Delete(ctx context.Context, id runtime.ContainerID) error 
 
 func (f *fakeMonitor) Exec(context.Context, runtime.ContainerID, ExecRequest) (int, error) {
 	return 0, errors.New("no exec here")
+}
+
+func (f *fakeMonitor) CanStream() error { return f.fail["can-stream"] }
+
+func (f *fakeMonitor) ExecStream(_ context.Context, _ runtime.ContainerID, p specs.Process, s runtime.Streams) (int, error) {
+	_, err := io.WriteString(s.Stdout, strings.Join(p.Args, " "))
+	return 7, err
+}
+
+func (f *fakeMonitor) Attach(ctx context.Context, _ runtime.ContainerID, _ runtime.Streams) error {
+	return f.step(ctx, "attach", "", false)
 }
 func (f *fakeMonitor) ReopenLog(context.Context, runtime.ContainerID) error { return nil }
 func (f *fakeMonitor) Update(context.Context, runtime.ContainerID, specs.LinuxResources) error {

@@ -25,6 +25,7 @@ type Options struct {
 	Images        Images
 	Namespaces    Namespaces
 	Network       Network
+	Dialer        Dialer
 	Monitors      Monitors
 	MountShm      func(dir string, size int64) error
 	CgroupParent  string   // for pods that name none; a slice with the systemd driver
@@ -60,6 +61,8 @@ type Manager struct {
 	counters counters
 	podTurn  turns
 	ctrTurn  turns
+
+	forwards forwards
 
 	mu   sync.Mutex
 	pods map[runtime.PodID]Monitor              // guarded by mu: connected monitors

@@ -252,6 +252,7 @@ func (m *Manager) undoPod(ctx context.Context, p runtime.Pod) error {
 
 // detach undoes network and namespaces; idempotent.
 func (m *Manager) detach(ctx context.Context, p runtime.Pod) error {
+	m.endForwards(p.ID)
 	if runtime.Has(p.Intents, runtime.IntentNetwork) {
 		if err := m.o.Network.Del(ctx, p.ID, p.Config, filepath.Join(m.nsDir(p.ID), "net")); err != nil {
 			return fmt.Errorf("detach pod %s from its network: %w", p.ID, err)

@@ -61,7 +61,9 @@ func (m *Manager) stopPod(ctx context.Context, op *operation, id runtime.PodID) 
 		return err
 	}
 	p.Intents = without(p.Intents, runtime.IntentNetwork, runtime.IntentNamespaces)
-	return m.o.Ledger.PutPod(p)
+	err = m.o.Ledger.PutPod(p)
+	m.endForwards(id) // of those who still saw it ready
+	return err
 }
 
 func without(in []runtime.Intent, drop ...runtime.Intent) []runtime.Intent {

@@ -14,6 +14,7 @@ package lifecycle
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -94,6 +95,13 @@ type Network interface {
 	GC(ctx context.Context, keep []runtime.PodID) error
 }
 
+// Dialer connects to a port within a pod.
+type Dialer interface {
+	// Dial connects to the port of the loopback addresses of the network
+	// namespace pinned at netns, or of the host's if that is empty.
+	Dial(ctx context.Context, netns string, port uint16) (net.Conn, error)
+}
+
 // Monitor is the connection to one pod's monitor process.
 //
 // All methods may be called concurrently. A monitor that cannot be reached
@@ -132,6 +140,15 @@ type MonitorProcesses interface {
 	// comes; returns when the process has exited and its output has ended or,
 	// after the exit, drain has passed. On ctx end the process is killed.
 	Exec(ctx context.Context, id runtime.ContainerID, req ExecRequest) (exitCode int, err error)
+	// CanStream reports nil, or ErrUnavailable from a monitor of a release that
+	// has neither ExecStream nor Attach.
+	CanStream() error
+	// ExecStream runs a process whose files are the client's; returns when it
+	// has ended and its output is with the client. On ctx end it is killed.
+	ExecStream(ctx context.Context, id runtime.ContainerID, p specs.Process, s runtime.Streams) (exitCode int, err error)
+	// Attach couples the client with the container's own files, until either
+	// ends. A client that does not read is detached with an error.
+	Attach(ctx context.Context, id runtime.ContainerID, s runtime.Streams) error
 	// ReopenLog closes and opens the container's log file again.
 	ReopenLog(ctx context.Context, id runtime.ContainerID) error
 	// Update applies new limits with the runtime's "update".

@@ -24,6 +24,7 @@ type Client struct {
 	conn    net.Conn
 	dir     string
 	pid     int
+	version int64 // of the protocol, as agreed upon
 	onClose func()
 	writeMu sync.Mutex // orders frames
 
@@ -78,7 +79,7 @@ func dial(ctx context.Context, dir string) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		conn: conn, dir: dir, pid: int(hello.PID), done: make(chan struct{}),
+		conn: conn, dir: dir, pid: int(hello.PID), version: hello.Max, done: make(chan struct{}),
 		calls: map[uint32]chan proto.Msg{}, waits: map[runtime.ContainerID]*wait{},
 	}, nil
 }

@@ -12,14 +12,15 @@ import (
 
 // Bounds of ExecSync's output. CRI caps each stream at 16 MiB and, with it,
 // clients refuse a message beyond 16 MiB: both streams share one message, so
-// that they share what fits into it.
+// that they share what fits into it, and leave room for a note on what did not.
 const (
 	maxStream   = 16 << 20
 	maxResponse = maxStream - 4<<10
 )
 
 // ExecSync runs a command to its end and returns its output. Output beyond
-// the bound is discarded, as CRI asks, and the command goes on undisturbed.
+// the bound is discarded, as CRI asks, and the command goes on undisturbed; the
+// end of stderr says so.
 func (s *Service) ExecSync(ctx context.Context, req *cri.ExecSyncRequest) (*cri.ExecSyncResponse, error) {
 	timeout, err := seconds("timeout", req.GetTimeout())
 	if err != nil {
@@ -48,6 +49,7 @@ func (s *Service) ExecSync(ctx context.Context, req *cri.ExecSyncRequest) (*cri.
 	if out.dropped > 0 {
 		s.log.Warn("output of a command was cut off", "container", string(c.ID), "command", req.GetCmd()[0],
 			"kept", len(stdout.data)+len(stderr.data), "dropped", out.dropped)
+		stderr.data = append(stderr.data, cutNote(out.dropped)...)
 	}
 	return &cri.ExecSyncResponse{Stdout: stdout.data, Stderr: stderr.data, ExitCode: code}, nil
 }

@@ -112,6 +112,8 @@ type Options struct {
 	Events     Events
 	Tuning     Tuning
 	Execs      Execs
+	Streamable Streamable
+	StreamURLs StreamURLs
 	Usages     Usages
 	Node       Node
 	Images     ImageResolver

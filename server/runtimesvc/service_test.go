@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -174,6 +175,7 @@ func newFake() *fake {
 func newService(f *fake) *Service {
 	return New(Options{
 		Pods: f, Containers: f, Records: f, Events: f, Tuning: f, Execs: f, Usages: f, Node: f, Images: f, Version: "1.2.3",
+		Streamable: streamFake{}, StreamURLs: streamFake{},
 		Info: func() map[string]any { return map[string]any{"stages": map[string]int{"x": 1}} },
 	})
 }
@@ -397,8 +399,12 @@ func TestExecSync(t *testing.T) {
 		return 3, nil
 	}
 	resp, err := run("yes")
-	if err != nil || resp.ExitCode != 3 || len(resp.Stdout)+len(resp.Stderr) != maxResponse {
-		t.Fatalf("%d bytes, %v", len(resp.GetStdout()), err)
+	note := cutNote(20<<20 + int64(len("late")) - maxResponse)
+	if err != nil || resp.ExitCode != 3 || len(resp.Stdout) != maxResponse || string(resp.Stderr) != note {
+		t.Fatalf("%d bytes, %q, %v", len(resp.GetStdout()), resp.GetStderr(), err)
+	}
+	if size := proto.Size(resp); size > maxStream {
+		t.Errorf("the answer has %d bytes", size)
 	}
 	f.exec = func(io.Writer, io.Writer) (int32, error) { return 0, runtime.ErrTimeout }
 	if _, err := run("sleep"); !errors.Is(err, runtime.ErrTimeout) {
@@ -471,9 +477,8 @@ func TestUpdateAndReopen(t *testing.T) {
 
 func TestUnimplemented(t *testing.T) {
 	s := newService(newFake())
-	_, e1 := s.Exec(t.Context(), nil)
 	_, e2 := s.CheckpointContainer(t.Context(), nil)
-	for name, err := range map[string]error{"Exec": e1, "CheckpointContainer": e2} {
+	for name, err := range map[string]error{"CheckpointContainer": e2} {
 		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}

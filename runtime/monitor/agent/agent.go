@@ -9,7 +9,8 @@
 //   - one goroutine reaps (reaper); a pid is signalled only while unreaped;
 //   - an exit is in its file before anybody is told;
 //   - a container's process never waits for the log, the daemon or a client of
-//     an exec that it is not part of;
+//     an exec that it is not part of; a client attached to it can hold it up for
+//     a bounded time only (sink), and is then detached;
 //   - every descriptor closes on exec;
 //   - the process ends by Shutdown only; SIGTERM is dropped.
 //

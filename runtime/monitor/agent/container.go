@@ -32,8 +32,10 @@ type container struct {
 	cgroup string
 	hooks  bool // has poststop hooks, which only the runtime can run
 	log    *logFile
-	stdin  *os.File // nil without one
+	tty    *os.File // master of its terminal, nil without one
 	outs   []*os.File
+	once   bool // stdin ends with the first client that was attached to it
+	copies [2]sinks
 	proc   *child
 	err    error
 	made   chan struct{} // closed when create ended
@@ -47,6 +49,8 @@ type container struct {
 	starting chan struct{} // not nil while start runs
 	exit     proto.Exit    // valid when ended is closed
 	deleting bool
+	stdin    *os.File // our end of the pipe; nil without one, and once closed
+	attached map[*attachment]bool
 }
 
 func validID(id string) bool {
@@ -246,6 +250,7 @@ func (a *agent) stdio(c *container, flags int64) (*stdio, error) {
 			s.close()
 			return nil, err
 		}
+		c.once = flags&proto.FlagStdinOnce != 0
 	}
 	return s, nil
 }
@@ -288,7 +293,7 @@ func (a *agent) runCreate(c *container, io *stdio, pidFile string) error {
 		}
 		io.outR = master
 		c.outs = append(c.outs, master)
-		c.stdin = master
+		c.tty = master
 	}
 	return nil
 }
@@ -296,9 +301,9 @@ func (a *agent) runCreate(c *container, io *stdio, pidFile string) error {
 // watch logs the container's output and tells its end.
 func (a *agent) watch(c *container, io *stdio) {
 	if io.outR != nil {
-		c.eof.Go(func() { (&stream{log: c.log, name: "stdout"}).capture(io.outR) })
+		c.eof.Go(func() { (&stream{log: c.log, name: "stdout", copies: &c.copies[0]}).capture(io.outR) })
 	}
-	c.eof.Go(func() { (&stream{log: c.log, name: "stderr"}).capture(io.errR) })
+	c.eof.Go(func() { (&stream{log: c.log, name: "stderr", copies: &c.copies[1]}).capture(io.errR) })
 	go func() {
 		<-c.proc.done
 		e := proto.Exit{Code: c.proc.code(), Time: time.Now().UnixNano()}
@@ -323,9 +328,7 @@ func (c *container) closeFiles() {
 	for _, f := range c.outs {
 		f.Close()
 	}
-	if c.stdin != nil {
-		c.stdin.Close()
-	}
+	c.closeStdin()
 	c.oom.Close()
 	c.log.close()
 }

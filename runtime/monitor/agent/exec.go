@@ -78,7 +78,7 @@ func (s *session) listen() {
 	var m proto.Msg
 	for {
 		var err error
-		if buf, err = proto.Read(s.conn.f, buf, &m); err != nil {
+		if buf, err = proto.Read(s.conn, buf, &m); err != nil {
 			return
 		}
 		if s.stdin == nil {
@@ -95,46 +95,80 @@ func (s *session) listen() {
 
 // begin runs the runtime's exec and returns the process it made.
 func (s *session) begin(process []byte) (*child, error) {
-	a := s.a
+	l := launch{c: s.c, process: process, in: s.a.null}
+	if s.inEnd >= 0 {
+		l.in = s.inEnd
+		defer closeFDs(s.inEnd)
+	}
+	var err error
+	if s.outR, l.out, err = pipe(true); err != nil {
+		return nil, err
+	}
+	if s.errR, l.err, err = pipe(true); err != nil {
+		closeFDs(l.out)
+		s.outR.Close()
+		return nil, err
+	}
+	p, err := s.a.launch(&l, s.errR)
+	if err != nil {
+		s.outR.Close()
+		s.errR.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// launch is one run of the runtime's exec.
+type launch struct {
+	c       *container
+	process []byte // as JSON
+	in      int    // left open
+	out     int    // closed with err once the process has them
+	err     int
+	console *stdio // not nil with a terminal
+}
+
+// launch makes the process. errR, if given, is where the runtime's words are
+// found when that fails.
+func (a *agent) launch(l *launch, errR *os.File) (*child, error) {
 	n := itoa(int(a.serial.Add(1)))
 	procFile, pidFile := a.dir+"/exec-"+n+".json", a.dir+"/exec-"+n+".pid"
 	defer os.Remove(pidFile)
 	defer os.Remove(procFile)
-	in := a.null
-	if s.inEnd >= 0 {
-		in = s.inEnd
-		defer closeFDs(s.inEnd)
+	args := engine.ExecArgs{ProcessFile: procFile, PIDFile: pidFile}
+	err := os.WriteFile(procFile, l.process, 0o600)
+	if err == nil && l.console != nil {
+		err = a.listenConsole(l.console, "exec-"+n)
+		args.ConsoleSocket = l.console.consoleAddr
 	}
-	if err := os.WriteFile(procFile, process, 0o600); err != nil {
-		return nil, err
-	}
-	var outW, errW int
-	var err error
-	if s.outR, outW, err = pipe(true); err != nil {
-		return nil, err
-	}
-	if s.errR, errW, err = pipe(true); err != nil {
-		closeFDs(outW)
-		s.outR.Close()
+	if err != nil {
+		a.closeAll(l.out, l.err)
 		return nil, err
 	}
 	defer a.reaper.expect()()
-	argv := a.handler.Exec(s.c.id, engine.ExecArgs{ProcessFile: procFile, PIDFile: pidFile})
-	r, err := a.reaper.spawn(argv, a.attr(in, outW, errW))
-	closeFDs(outW, errW)
+	argv := a.handler.Exec(l.c.id, args)
+	r, err := a.reaper.spawn(argv, a.attr(l.in, l.out, l.err))
+	a.closeAll(l.out, l.err)
 	if err == nil {
-		err = a.await(r, argv, s.errR)
+		err = a.await(r, argv, errR)
 	}
 	var p *child
 	if err == nil {
 		p, err = a.adoptFrom(pidFile)
 	}
 	if err != nil {
-		s.outR.Close()
-		s.errR.Close()
 		return nil, errors2("exec", err)
 	}
 	return p, nil
+}
+
+// closeAll closes descriptors other than /dev/null.
+func (a *agent) closeAll(fds ...int) {
+	for _, fd := range fds {
+		if fd != a.null {
+			closeFDs(fd)
+		}
+	}
 }
 
 func (a *agent) adoptFrom(pidFile string) (*child, error) {

@@ -111,9 +111,10 @@ func (l *logFile) close() {
 
 // stream turns bytes into entries.
 type stream struct {
-	log   *logFile
-	name  string // "stdout" or "stderr"
-	carry []byte // the beginning of a line whose end has not come
+	log    *logFile
+	name   string // "stdout" or "stderr"
+	carry  []byte // the beginning of a line whose end has not come
+	copies *sinks // of the clients attached
 }
 
 func (s *stream) feed(b, out []byte) {
@@ -200,7 +201,10 @@ func pump(f *os.File, sink func(data, out []byte)) {
 
 // capture logs a stream until its end.
 func (s *stream) capture(f *os.File) {
-	pump(f, s.feed)
+	pump(f, func(b, out []byte) {
+		s.feed(b, out)
+		s.copies.write(b)
+	})
 	bufs := pool.Get().(*buffers)
 	s.end(bufs.out[:])
 	pool.Put(bufs)

@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"bytes"
 	"os"
 	"os/signal"
 	"strconv"
 	"sync"
 	"syscall"
+
+	"github.com/ocid-io/ocid/runtime/monitor/cgroup"
 )
 
 // child is a process that this one is, or will be, the parent of.
@@ -114,7 +117,7 @@ func (r *reaper) adopt(pid int) (*child, error) {
 		close(c.done)
 		return c, nil
 	}
-	if ppid(pid) != os.Getpid() {
+	if stat(pid, statParent) != os.Getpid() {
 		return nil, &failure{text: "process " + strconv.Itoa(pid) + " is not a child of the monitor"}
 	}
 	r.live[pid] = c
@@ -135,21 +138,46 @@ func (r *reaper) kill(c *child, sig syscall.Signal, group bool) bool {
 	return true
 }
 
-// ppid reads a process's parent, 0 if it is gone.
-func ppid(pid int) int {
+// killSession kills c, the leader of a session, and those of pids that are in
+// that session. As c is not reaped meanwhile, its number is nobody else's.
+func (r *reaper) killSession(c *child, pids []int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.live[c.pid] != c {
+		return
+	}
+	for _, pid := range pids {
+		if pid != c.pid && stat(pid, statSession) == c.pid {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	_ = syscall.Kill(-c.pid, syscall.SIGKILL)
+	_ = syscall.Kill(c.pid, syscall.SIGKILL)
+}
+
+// killSession kills what an exec left in its session, then the exec itself.
+func (a *agent) killSession(c *container, p *child) {
+	a.reaper.killSession(p, cgroup.Processes(c.cgroup))
+}
+
+// Fields of /proc/PID/stat, counted from the one after the command.
+const (
+	statParent  = 1
+	statSession = 3
+)
+
+// stat reads a number of a process's status, 0 if it is gone.
+func stat(pid, field int) int {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0
 	}
 	// The command, in parentheses, may hold anything.
-	i := len(b) - 1
-	for i >= 0 && b[i] != ')' {
-		i--
+	i := bytes.LastIndexByte(b, ')') + 1
+	f := bytes.Fields(b[i:])
+	if len(f) <= field {
+		return 0
 	}
-	i += 4 // ") S "
-	n := 0
-	for ; i < len(b) && b[i] >= '0' && b[i] <= '9'; i++ {
-		n = n*10 + int(b[i]-'0')
-	}
+	n, _ := strconv.Atoi(string(f[field]))
 	return n
 }

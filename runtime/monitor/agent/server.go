@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -10,10 +11,99 @@ import (
 	"github.com/ocid-io/ocid/runtime/monitor/proto"
 )
 
-// conn is one client's connection.
+// conn is one client's connection. One goroutine reads.
 type conn struct {
-	f  *os.File
-	mu sync.Mutex // orders frames
+	f     *os.File
+	rc    syscall.RawConn
+	files []int      // descriptors that came with what was read
+	mu    sync.Mutex // orders frames
+}
+
+func newConn(f *os.File) (*conn, error) {
+	rc, err := f.SyscallConn()
+	return &conn{f: f, rc: rc}, err
+}
+
+// Read implements io.Reader and keeps the descriptors that come along.
+func (c *conn) Read(b []byte) (n int, err error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	var oob [64]byte
+	var oobn int
+	var rerr error
+	err = c.rc.Read(func(fd uintptr) bool {
+		for {
+			n, oobn, _, _, rerr = syscall.Recvmsg(int(fd), b, oob[:], syscall.MSG_CMSG_CLOEXEC)
+			if rerr != syscall.EINTR {
+				return rerr != syscall.EAGAIN
+			}
+		}
+	})
+	if err == nil {
+		err = rerr
+	}
+	if err != nil {
+		return 0, err
+	}
+	if oobn > 0 {
+		c.keep(oob[:oobn])
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (c *conn) keep(oob []byte) {
+	msgs, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil {
+		return
+	}
+	for i := range msgs {
+		fds, err := syscall.ParseUnixRights(&msgs[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			if len(c.files) < proto.MaxFiles {
+				c.files = append(c.files, fd)
+			} else {
+				closeFDs(fd)
+			}
+		}
+	}
+}
+
+// sendFile sends a frame with a descriptor, or without one if file is nil.
+func (c *conn) sendFile(m *proto.Msg, file *os.File) error {
+	if file == nil {
+		c.send(m)
+		return nil
+	}
+	rc, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	m.Flags |= proto.FlagFile
+	b := proto.Append(make([]byte, 0, 64), m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var serr error
+	err = rc.Control(func(fd uintptr) {
+		werr := c.rc.Write(func(s uintptr) bool {
+			// A few bytes on a socket that nothing waits in go as a whole.
+			serr = syscall.Sendmsg(int(s), b, syscall.UnixRights(int(fd)), nil, 0)
+			return serr != syscall.EAGAIN
+		})
+		if serr == nil {
+			serr = werr
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return serr
 }
 
 func (c *conn) send(m *proto.Msg) {
@@ -69,16 +159,21 @@ func (a *agent) accept() error {
 			}
 			continue
 		}
-		go a.serve(&conn{f: os.NewFile(uintptr(fd), "client")})
+		cn, err := newConn(os.NewFile(uintptr(fd), "client"))
+		if err != nil {
+			return err
+		}
+		go a.serve(cn)
 	}
 }
 
 // serve answers one client: a Hello, then requests.
 func (a *agent) serve(cn *conn) {
 	defer cn.f.Close()
+	defer func() { closeFDs(cn.files...) }()
 	var buf []byte
 	var m proto.Msg
-	buf, err := proto.Read(cn.f, buf, &m)
+	buf, err := proto.Read(cn, buf, &m)
 	if err != nil || m.Type != proto.Hello {
 		return
 	}
@@ -89,12 +184,18 @@ func (a *agent) serve(cn *conn) {
 	}
 	cn.send(&proto.Msg{Type: proto.HelloOK, ID: m.ID, Max: v, PID: int64(os.Getpid())})
 	for {
-		if buf, err = proto.Read(cn.f, buf, &m); err != nil {
+		if buf, err = proto.Read(cn, buf, &m); err != nil {
 			return
 		}
 		switch m.Type {
 		case proto.Exec:
 			a.exec(cn, &m)
+			return
+		case proto.ExecFiles:
+			a.execFiles(cn, &m)
+			return
+		case proto.Attach:
+			a.attach(cn, &m)
 			return
 		case proto.Wait:
 			go a.wait(cn, m.ID, m.Container)

@@ -65,19 +65,37 @@ func children(dir string, f func(string)) {
 	}
 }
 
-func signalTree(dir string, sig syscall.Signal) (n int) {
+// eachProcess calls f for every process of the group and of those below it.
+func eachProcess(dir string, f func(pid int)) {
 	b, _ := os.ReadFile(dir + "/cgroup.procs")
 	for len(b) > 0 {
 		line, rest, _ := strings.Cut(string(b), "\n")
 		b = []byte(rest)
 		// 0 stands for a process of another pid namespace: never kill(0).
 		if pid, err := strconv.Atoi(line); err == nil && pid > 1 {
-			n++
-			_ = syscall.Kill(pid, sig)
+			f(pid)
 		}
 	}
-	children(dir, func(c string) { n += signalTree(c, sig) })
+	children(dir, func(c string) { eachProcess(c, f) })
+}
+
+func signalTree(dir string, sig syscall.Signal) (n int) {
+	eachProcess(dir, func(pid int) {
+		n++
+		_ = syscall.Kill(pid, sig)
+	})
 	return n
+}
+
+// Processes lists the processes of the group and of those below it.
+func Processes(path string) (pids []int) {
+	for _, d := range dirs(path) {
+		// Each hierarchy lists the same ones.
+		if eachProcess(d, func(pid int) { pids = append(pids, pid) }); len(pids) > 0 {
+			break
+		}
+	}
+	return pids
 }
 
 // Signal sends sig to every process of the group and of those below it.

@@ -12,7 +12,8 @@
 //
 // Requests on a connection are answered in any order, by request id. Exec takes
 // a connection of its own, whose end means that the client gave up: the socket
-// buffers are then all the flow control that its output needs.
+// buffers are then all the flow control that its output needs. ExecFiles and
+// Attach do so too, and hand over pipe ends or a terminal instead of bytes.
 //
 // The package is linked into every monitor and stays free of fmt, reflection
 // and maps.
@@ -27,8 +28,11 @@ import (
 // The versions that this release speaks.
 const (
 	MinVersion = 1
-	MaxVersion = 1
+	MaxVersion = 2
 )
+
+// StreamsVersion is the first version with ExecFiles and Attach.
+const StreamsVersion = 2
 
 // MaxFrame bounds a frame's length: a process or a set of limits as JSON is by
 // far the largest thing that is ever sent.
@@ -59,7 +63,20 @@ const (
 	Stdout   Type = 18
 	Stderr   Type = 19
 	ExecDone Type = 20
+
+	// Since version 2. ExecFiles and Attach carry descriptors, one for each of
+	// FlagStdin, FlagStdout and FlagStderr that is set, in this order; they take
+	// a connection of their own, as Exec does. Their answer is Opened, with the
+	// terminal or the container's input as a descriptor if there is one to give
+	// (FlagFile), then ExecDone or Error at the end. StdinEOF goes both ways in
+	// an Attach: the sender has no more input, or takes none.
+	ExecFiles Type = 21
+	Attach    Type = 22
+	Opened    Type = 23
 )
+
+// MaxFiles is the most descriptors that one frame carries.
+const MaxFiles = 3
 
 // Flags of requests and statuses.
 const (
@@ -70,6 +87,9 @@ const (
 	FlagStarted   = 1 << 4
 	FlagExited    = 1 << 5
 	FlagOOM       = 1 << 6
+	FlagStdout    = 1 << 7 // ExecFiles, Attach
+	FlagStderr    = 1 << 8
+	FlagFile      = 1 << 9 // Opened: a descriptor comes along
 )
 
 // Kind classifies an error.

@@ -25,6 +25,9 @@ func samples() []Msg {
 		{Type: OK, ID: 3, Code: 137, Time: 1234567890123456789, Flags: FlagExited | FlagOOM},
 		{Type: Exec, ID: 4, Container: "c0ffee", Data: []byte(`{"args":["true"]}`), Time: 1e9},
 		{Type: Stdout, Data: []byte("hello\n")},
+		{Type: ExecFiles, ID: 6, Container: "c0ffee", Data: []byte(`{"terminal":true}`), Flags: FlagTTY},
+		{Type: Attach, ID: 7, Container: "c0ffee", Flags: FlagStdin | FlagStdout | FlagStderr},
+		{Type: Opened, ID: 7, Flags: FlagFile},
 		{Type: OK, ID: 5, Items: []Msg{{Container: "a", PID: 1, Flags: FlagStarted}, {Container: "b", Code: -1, Flags: FlagExited}}},
 	}
 }
@@ -83,7 +86,7 @@ func TestUnknownFieldIsSkipped(t *testing.T) {
 }
 
 func TestNegotiate(t *testing.T) {
-	for _, c := range []struct{ lo, hi, want int64 }{{1, 1, 1}, {1, 9, 1}, {2, 9, 0}, {0, 0, 0}} {
+	for _, c := range []struct{ lo, hi, want int64 }{{1, 1, 1}, {1, 9, 2}, {2, 9, 2}, {3, 9, 0}, {0, 0, 0}} {
 		if got := Negotiate(c.lo, c.hi); got != c.want {
 			t.Errorf("Negotiate(%d, %d) = %d, want %d", c.lo, c.hi, got, c.want)
 		}

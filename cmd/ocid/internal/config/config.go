@@ -49,6 +49,12 @@ type Tracing struct {
 // Server configures the CRI daemon.
 type Server struct {
 	Listen string `toml:"listen" doc:"Socket of the CRI, unix:///path. Empty is ocid.sock under run_root."`
+
+	StreamListen      string   `toml:"stream_listen" doc:"host:port of the streams of exec, attach and port-forward. Whoever reaches it needs a URL from the CRI socket. Empty: a free port of 127.0.0.1."`
+	StreamTLSCert     string   `toml:"stream_tls_cert" doc:"Certificate for the streams, PEM; read again when it changes. Empty: no TLS."`
+	StreamTLSKey      string   `toml:"stream_tls_key" doc:"Its key."`
+	StreamTLSClientCA string   `toml:"stream_tls_client_ca" doc:"CA of the certificates that clients of the streams must show. Empty: they need none."`
+	StreamIdleTimeout Duration `toml:"stream_idle_timeout" doc:"A stream without traffic for this long is closed."`
 }
 
 // Runtime configures how containers are run.
@@ -111,6 +117,7 @@ const EmbeddedHandler = "ocid"
 func Default() Config {
 	return Config{
 		Root: "/var/lib/ocid", RunRoot: "/run/ocid", LogLevel: "info", LogFormat: "text",
+		Server: Server{StreamIdleTimeout: Duration(4 * time.Hour)},
 		Runtime: Runtime{
 			DefaultHandler: EmbeddedHandler,
 			SeccompRoot:    "/var/lib/kubelet/seccomp",
@@ -152,6 +159,9 @@ func (c *Config) Complete() error {
 	}
 	if !strings.HasPrefix(c.Server.Listen, "unix:///") {
 		return fmt.Errorf("server.listen must be unix:///PATH, and is %q", c.Server.Listen)
+	}
+	if (c.Server.StreamTLSCert == "") != (c.Server.StreamTLSKey == "") || c.Server.StreamTLSClientCA != "" && c.Server.StreamTLSCert == "" {
+		return errors.New("server.stream_tls_cert and server.stream_tls_key must be set together, and with server.stream_tls_client_ca both")
 	}
 	if err := c.checkCgroups(); err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/ocid-io/ocid/server"
 	"github.com/ocid-io/ocid/server/imagesvc"
 	"github.com/ocid-io/ocid/server/runtimesvc"
+	"github.com/ocid-io/ocid/server/streaming"
 	"github.com/ocid-io/ocid/store/layered"
 )
 
@@ -95,7 +96,7 @@ func build(ctx context.Context, o Options) (*parts, error) {
 	}
 	d.manager = lifecycle.New(lifecycle.Options{
 		RunDir: c.RunRoot, Ledger: led, Images: images{d.store},
-		Namespaces: network.Namespaces{}, Network: d.cni, Monitors: d.monitors,
+		Namespaces: network.Namespaces{}, Network: d.cni, Dialer: network.Dialer{}, Monitors: d.monitors,
 		MountShm:     network.MountShm,
 		CgroupParent: d.cgroupParent, CgroupV2: h.cgroupV2,
 		Systemd: d.driver == config.Systemd, Cgroups: cgroups{systemd: d.driver == config.Systemd},
@@ -184,10 +185,10 @@ func (d *parts) close() {
 	}
 }
 
-func (d *parts) runtimeService(c config.Config, log *slog.Logger) *runtimesvc.Service {
+func (d *parts) runtimeService(c config.Config, log *slog.Logger, streams *streaming.Server) *runtimesvc.Service {
 	return runtimesvc.New(runtimesvc.Options{
 		Pods: d.manager, Containers: d.manager, Records: d.manager, Events: d.manager, Tuning: d.manager,
-		Execs: d.manager, Usages: d.manager, Node: d.node(), Images: resolver{d.store},
+		Execs: d.manager, Streamable: d.manager, StreamURLs: streams, Usages: d.manager, Node: d.node(), Images: resolver{d.store},
 		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2, Hugetlb: d.host.hugetlb},
 		Version: Version, Log: log, ToStatus: server.Status,
 		Info: d.info,

@@ -66,21 +66,26 @@ func Serve(ctx context.Context, o Options) error {
 		return closeAll(listeners, err)
 	}
 	defer d.close()
+	streams, err := d.listenStreams(c)
+	if err != nil {
+		return closeAll(listeners, err)
+	}
 	d.reconcile(ctx)
 	s := server.New(server.Options{
 		Listeners: listeners, Log: d.log, Stages: d.stages,
 		Reload: reload, OnReload: func() { d.reload(o) },
 	})
-	cri.RegisterRuntimeServiceServer(s, d.runtimeService(c, d.log))
+	cri.RegisterRuntimeServiceServer(s, d.runtimeService(c, d.log, streams))
 	d.images = imagesvc.New(d.store, puller{d.puller}, d.log)
 	d.images.Handlers(c.HandlerNames())
 	cri.RegisterImageServiceServer(s, d.images)
 	if err := d.observe(ctx, c); err != nil {
 		return closeAll(listeners, err)
 	}
-	d.log.Info("serving", "listen", c.Server.Listen, "version", Version)
+	d.log.Info("serving", "listen", c.Server.Listen, "streams", streams.Base(), "version", Version)
 	go settle(d.log)
 	defer context.AfterFunc(ctx, d.manager.EndEvents)()
+	defer d.serveStreams(ctx, streams)()
 	err = s.Serve(ctx)
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
