@@ -93,6 +93,7 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 	if err != nil {
 		return fmt.Errorf("prepare the root file system: %w", err)
 	}
+	defer m.holdPlugins()()
 	end = op.enter(ctx, "spec")
 	err = m.writeBundle(ctx, op, p, c, img, root)
 	end()
@@ -121,6 +122,7 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 	}
 	*c = created
 	m.liveOf(c.ID)
+	_ = m.containerStep(ctx, StepCreated, created)
 	go m.watch(mon, c.ID) //nolint:contextcheck // outlives the call
 	return nil
 }
@@ -285,6 +287,7 @@ func (m *Manager) undoContainer(ctx context.Context, c runtime.Container) error 
 	if err := m.undoEngine(ctx, c); err != nil {
 		return fmt.Errorf("delete container %s from its runtime: %w", c.ID, err)
 	}
+	_ = m.containerStep(ctx, StepRemove, c)
 	if err := m.o.Images.Release(ctx, string(c.ID)); err != nil {
 		return fmt.Errorf("release the root file system of container %s: %w", c.ID, err)
 	}
@@ -344,6 +347,9 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 	if err != nil {
 		return err
 	}
+	if err := m.containerStep(ctx, StepStart, c); err != nil {
+		return err
+	}
 	start, end := op.within(ctx, "engine-start")
 	err = mon.Start(start, id)
 	end(err)
@@ -354,5 +360,8 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 	if c.State, err = runtime.MoveContainer(c.State, runtime.ContainerRunning); err != nil {
 		return err
 	}
-	return m.o.Ledger.PutContainer(c)
+	if err := m.o.Ledger.PutContainer(c); err != nil {
+		return err
+	}
+	return m.containerStep(ctx, StepStarted, c)
 }

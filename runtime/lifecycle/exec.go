@@ -107,6 +107,10 @@ func (m *Manager) ReopenLog(ctx context.Context, id runtime.ContainerID) error {
 // UpdateResources applies limits to a created or running container and records
 // them; fields that r leaves out stay as they are.
 func (m *Manager) UpdateResources(ctx context.Context, id runtime.ContainerID, r runtime.Resources) error {
+	return m.updateResources(ctx, id, r, true)
+}
+
+func (m *Manager) updateResources(ctx context.Context, id runtime.ContainerID, r runtime.Resources, ask bool) error {
 	done, err := m.ctrTurn.take(ctx, string(id))
 	if err != nil {
 		return err
@@ -118,6 +122,16 @@ func (m *Manager) UpdateResources(ctx context.Context, id runtime.ContainerID, r
 	}
 	if c.State != runtime.ContainerRunning && c.State != runtime.ContainerCreated {
 		return fmt.Errorf("%w: container %s is %s", runtime.ErrState, id, c.State)
+	}
+	ask = ask && m.o.Plugins != nil
+	if ask {
+		p, err := m.o.Ledger.Pod(c.PodID)
+		if err != nil {
+			return err
+		}
+		if r, err = m.o.Plugins.Update(ctx, p, c, r); err != nil {
+			return fmt.Errorf("a plugin refuses the update of container %s: %w", id, err)
+		}
 	}
 	lr, err := spec.Resources(&r, m.o.CgroupV2)
 	if err != nil {
@@ -132,7 +146,10 @@ func (m *Manager) UpdateResources(ctx context.Context, id runtime.ContainerID, r
 	}
 	merged := mergeResources(c.Config.Resources, r)
 	c.Config.Resources = &merged
-	return m.o.Ledger.PutContainer(c)
+	if err := m.o.Ledger.PutContainer(c); err != nil || !ask {
+		return err
+	}
+	return m.containerStep(ctx, StepUpdated, c)
 }
 
 // mergeResources lays the fields that are set in b over a.

@@ -39,6 +39,7 @@ type Options struct {
 	Usage         UsageReader
 	UpperDir      func(id string) string // writable layer of a root file system; nil: not measured
 	Extensions    Extensions
+	Plugins       Plugins // nil: none
 	Log           *slog.Logger
 	OperationTime time.Duration // limit of one operation; 0 is four minutes
 	FirstRetry    time.Duration // pause before a failed clean-up is tried again; 0 is a second

@@ -154,6 +154,10 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 			return err
 		}
 	}
+	defer m.holdPlugins()()
+	if err := m.podStep(ctx, StepPodRun, *p); err != nil {
+		return err
+	}
 	state, err := runtime.MovePod(p.State, runtime.PodReady)
 	if err != nil {
 		return err
@@ -244,6 +248,7 @@ func (m *Manager) undoPod(ctx context.Context, p runtime.Pod) error {
 	if err := m.dropMonitor(ctx, p); err != nil {
 		return err
 	}
+	_ = m.podStep(ctx, StepPodRemove, p)
 	if err := m.clearPodDir(p.ID); err != nil {
 		return err
 	}

@@ -47,6 +47,9 @@ func (m *Manager) stopPod(ctx context.Context, op *operation, id runtime.PodID) 
 	if err != nil {
 		return err
 	}
+	if p.State == runtime.PodReady {
+		_ = m.podStep(ctx, StepPodStop, p)
+	}
 	end = op.enter(ctx, "detach")
 	err = m.detach(ctx, p)
 	end()

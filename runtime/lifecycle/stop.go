@@ -169,6 +169,7 @@ func (m *Manager) recordExit(ctx context.Context, id runtime.ContainerID, e Exit
 		m.log.Error("record an exit", "container", id, "error", err)
 	}
 	l.once.Do(func() { close(l.gone) })
+	_ = m.containerStep(ctx, StepStopped, c)
 }
 
 // orphan settles a pod whose monitor is gone: its containers are ended, their

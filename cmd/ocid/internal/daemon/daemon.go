@@ -20,6 +20,7 @@ import (
 	"github.com/ocid-io/ocid/runtime/lifecycle"
 	"github.com/ocid-io/ocid/runtime/monitor"
 	"github.com/ocid-io/ocid/runtime/network"
+	"github.com/ocid-io/ocid/runtime/nri"
 	"github.com/ocid-io/ocid/server"
 	"github.com/ocid-io/ocid/server/imagesvc"
 	"github.com/ocid-io/ocid/server/runtimesvc"
@@ -53,6 +54,8 @@ type parts struct {
 
 	driver       string // config.Systemd or config.Cgroupfs
 	cgroupParent string // of pods that name none
+
+	nri *nri.Adapter // nil: switched off
 }
 
 func build(ctx context.Context, o Options) (*parts, error) {
@@ -103,8 +106,8 @@ func build(ctx context.Context, o Options) (*parts, error) {
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
 		SeccompRoot: c.Runtime.SeccompRoot, Usage: usage{},
 		UpperDir:   func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
-		Extensions: ext,
-		Log:        log,
+		Extensions: ext, Plugins: d.plugins(),
+		Log: log,
 	})
 	return d, nil
 }
@@ -171,6 +174,9 @@ func (d *parts) owned() func(id string) bool {
 }
 
 func (d *parts) close() {
+	if d.nri != nil {
+		d.nri.Stop()
+	}
 	if len(d.manager.Pods()) == 0 {
 		d.removeDefaultCgroup()
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/ocid-io/ocid/runtime/handler"
 	"github.com/ocid-io/ocid/runtime/hooks"
 	"github.com/ocid-io/ocid/runtime/lifecycle"
+	"github.com/ocid-io/ocid/runtime/nri"
 )
 
 // extensions builds what has a say in a container's spec, in the order in
@@ -25,14 +27,42 @@ func (d *parts) extensions(log *slog.Logger) (lifecycle.Extensions, error) {
 		return lifecycle.Extensions{}, err
 	}
 	d.policies.Store(policies)
-	return lifecycle.Extensions{
-		Adjust: []lifecycle.SpecAdjuster{
-			&d.policies,
-			cdi.New(c.Runtime.CDIDirs, log),
-			hooks.New(c.Runtime.HooksDirs, log),
-		},
+	devices := cdi.New(c.Runtime.CDIDirs, log)
+	ext := lifecycle.Extensions{
+		Adjust:           []lifecycle.SpecAdjuster{&d.policies, devices, hooks.New(c.Runtime.HooksDirs, log)},
 		HidesHostDevices: d.policies.hideHostDevices,
-	}, nil
+	}
+	if c.NRI.Enable {
+		if d.nri, err = newNRI(c.NRI, d.host.minOOMScore, devices, log); err != nil {
+			return ext, err
+		}
+		ext.Adjust = append(ext.Adjust, d.nri)
+	}
+	return ext, nil
+}
+
+func newNRI(c config.NRI, minOOMScore int, devices *cdi.Injector, log *slog.Logger) (*nri.Adapter, error) {
+	return nri.New(nri.Options{
+		Version: Version, Socket: c.Socket, PluginDir: c.PluginDir, PluginConfigDir: c.PluginConfigDir,
+		RegistrationTimeout: time.Duration(c.RegistrationTimeout), RequestTimeout: time.Duration(c.RequestTimeout),
+		MinOOMScore: minOOMScore, InjectCDI: devices.Inject, Log: log,
+	})
+}
+
+// plugins are nil, not an interface that holds a nil, where there are none.
+func (d *parts) plugins() lifecycle.Plugins {
+	if d.nri == nil {
+		return nil
+	}
+	return d.nri
+}
+
+// startPlugins lets plugins in, once what they will be told of is settled.
+func (d *parts) startPlugins() error {
+	if d.nri == nil {
+		return nil
+	}
+	return d.nri.Start(d.manager)
 }
 
 // livePolicies are the handlers' policies, which a reload replaces.

@@ -71,6 +71,9 @@ func Serve(ctx context.Context, o Options) error {
 		return closeAll(listeners, err)
 	}
 	d.reconcile(ctx)
+	if err := d.startPlugins(); err != nil {
+		return closeAll(listeners, err)
+	}
 	s := server.New(server.Options{
 		Listeners: listeners, Log: d.log, Stages: d.stages,
 		Reload: reload, OnReload: func() { d.reload(o) },
