@@ -69,6 +69,22 @@ type RootFSRequest struct {
 	ID       string // chosen by the caller, [a-z0-9-]{1,64}; the idempotence key
 	ImageID  string
 	ReadOnly bool // no copy-on-write layer: the image tree as it is
+	// IDMap shows every owner of the image, and stores every owner of what is
+	// written, shifted: the container's ids as the host knows them. nil: as is.
+	IDMap *IDMap
+}
+
+// IDMap is how a user namespace's ids are the host's.
+type IDMap struct {
+	UIDs []IDRange `json:"uids"`
+	GIDs []IDRange `json:"gids"`
+}
+
+// IDRange maps Length ids from ContainerID to HostID.
+type IDRange struct {
+	ContainerID uint32 `json:"containerID"`
+	HostID      uint32 `json:"hostID"`
+	Length      uint32 `json:"length"`
 }
 
 // RootFS is a root file system made from an image.

@@ -88,7 +88,7 @@ func (m *Manager) existingContainer(ctx context.Context, old runtime.Container, 
 // makeContainer makes what the intents announce and records the container created.
 func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig) error {
 	end := op.enter(ctx, "rootfs")
-	root, err := m.o.Images.Prepare(ctx, string(c.ID), img.ID, false)
+	root, err := m.o.Images.Prepare(ctx, RootFSRequest{ID: string(c.ID), ImageID: img.ID, User: p.Config.Namespaces.User})
 	end()
 	if err != nil {
 		return fmt.Errorf("prepare the root file system: %w", err)

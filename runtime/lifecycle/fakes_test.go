@@ -99,10 +99,10 @@ func (f fakeImages) Resolve(_ context.Context, ref string) (runtime.ImageConfig,
 	return runtime.ImageConfig{ID: ref, Cmd: []string{"/bin/true"}}, nil
 }
 
-func (f fakeImages) Prepare(ctx context.Context, id, _ string, _ bool) (string, error) {
+func (f fakeImages) Prepare(ctx context.Context, req RootFSRequest) (string, error) {
 	dir := filepath.Join(f.root, "rootfs")
 	_ = os.MkdirAll(dir, 0o755)
-	return dir, f.step(ctx, "prepare", "rootfs "+id, true)
+	return dir, f.step(ctx, "prepare", "rootfs "+req.ID, true)
 }
 
 func (f fakeImages) Release(ctx context.Context, id string) error {
@@ -112,8 +112,8 @@ func (f fakeImages) Prepared(context.Context) ([]string, error) { return nil, ni
 
 type fakeNamespaces struct{ *world }
 
-func (f fakeNamespaces) Pin(ctx context.Context, dir string, _ []string, _ string, _ map[string]string) error {
-	return f.step(ctx, "pin", "ns "+dir, true)
+func (f fakeNamespaces) Pin(ctx context.Context, req PinRequest) error {
+	return f.step(ctx, "pin", "ns "+req.Dir, true)
 }
 
 func (f fakeNamespaces) Unpin(dir string) error {
@@ -253,6 +253,9 @@ func (f *fakeMonitor) Update(context.Context, runtime.ContainerID, specs.LinuxRe
 }
 func (f *fakeMonitor) State(context.Context) ([]ContainerStatus, error) { return nil, nil }
 func (f *fakeMonitor) PIDNamespace(context.Context) (int, error)        { return 1, nil }
+func (f *fakeMonitor) PodNamespaces(context.Context, runtime.UserNamespace, []string) (int, error) {
+	return 1, nil
+}
 func (f *fakeMonitor) Shutdown(ctx context.Context) error {
 	if f.isDead() {
 		return runtime.ErrUnavailable

@@ -117,6 +117,9 @@ func pinned(cfg runtime.PodConfig) []string {
 	if cfg.Namespaces.IPC != runtime.NamespaceNode {
 		want = append(want, "ipc")
 	}
+	if cfg.Namespaces.User != nil {
+		want = append(want, "user")
+	}
 	return want
 }
 
@@ -131,19 +134,8 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 			return err
 		}
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	var mon Monitor
-	g.Go(func() (err error) {
-		defer op.enter(gctx, "monitor")()
-		m.counters.started.Add(1)
-		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(gctx, p.ID, dir, p.Config.Handler, m.cgroupParent(*p))
-		if err != nil {
-			return fmt.Errorf("start the pod's monitor: %w", err)
-		}
-		return nil
-	})
-	g.Go(func() error { return m.podNetwork(gctx, op, p) })
-	if err := g.Wait(); err != nil {
+	mon, err := m.podBasis(ctx, op, p, dir)
+	if err != nil {
 		return err
 	}
 	if err := m.podFiles(*p); err != nil {
@@ -174,11 +166,48 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 	return nil
 }
 
-func (m *Manager) podNetwork(ctx context.Context, op *operation, p *runtime.Pod) error {
+// podBasis starts the monitor and makes namespaces and network: side by side,
+// unless the pod's user namespace is to own a PID namespace that its containers
+// share, which only the monitor can hold.
+func (m *Manager) podBasis(ctx context.Context, op *operation, p *runtime.Pod, dir string) (Monitor, error) {
+	var mon Monitor
+	spawn := func(ctx context.Context) (err error) {
+		defer op.enter(ctx, "monitor")()
+		m.counters.started.Add(1)
+		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(ctx, p.ID, dir, p.Config.Handler, m.cgroupParent(*p))
+		if err != nil {
+			return fmt.Errorf("start the pod's monitor: %w", err)
+		}
+		return nil
+	}
+	ns := p.Config.Namespaces
+	if ns.User != nil && ns.PID == runtime.NamespacePod {
+		if err := spawn(ctx); err != nil {
+			return nil, err
+		}
+		holder, err := mon.PodNamespaces(ctx, *ns.User, pinned(p.Config))
+		if err != nil {
+			return nil, fmt.Errorf("make the pod's user and PID namespaces: %w", err)
+		}
+		return mon, m.podNetwork(ctx, op, p, holder)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return spawn(gctx) })
+	g.Go(func() error { return m.podNetwork(gctx, op, p, 0) })
+	err := g.Wait()
+	return mon, err
+}
+
+// podNetwork makes namespaces, or pins those that holder is in, and attaches
+// the pod to its network.
+func (m *Manager) podNetwork(ctx context.Context, op *operation, p *runtime.Pod, holder int) error {
 	cfg := p.Config
 	if want := pinned(cfg); len(want) > 0 {
 		end := op.enter(ctx, "namespaces")
-		err := m.o.Namespaces.Pin(ctx, m.nsDir(p.ID), want, cfg.Hostname, cfg.Sysctls)
+		err := m.o.Namespaces.Pin(ctx, PinRequest{
+			Dir: m.nsDir(p.ID), Want: want, Hostname: cfg.Hostname, Sysctls: cfg.Sysctls,
+			User: cfg.Namespaces.User, Holder: holder,
+		})
 		end()
 		if err != nil {
 			return fmt.Errorf("make the pod's namespaces: %w", err)
@@ -193,6 +222,9 @@ func (m *Manager) podNetwork(ctx context.Context, op *operation, p *runtime.Pod)
 		}
 		if err := m.o.MountShm(dir, shmSize); err != nil {
 			return fmt.Errorf("mount the pod's /dev/shm: %w", err)
+		}
+		if err := giveTo(dir, cfg.Namespaces.User); err != nil {
+			return err
 		}
 	}
 	if runtime.Has(p.Intents, runtime.IntentNetwork) {

@@ -15,8 +15,42 @@ import (
 // maxHostFile bounds what is copied of the host's hosts and resolv.conf, bytes.
 const maxHostFile = 1 << 20
 
+// giveTo makes the root of a user namespace the owner of path; nil leaves it.
+func giveTo(path string, u *runtime.UserNamespace) error {
+	if u == nil {
+		return nil
+	}
+	uid, okUID := hostID(u.UIDs, 0)
+	gid, okGID := hostID(u.GIDs, 0)
+	if !okUID || !okGID {
+		return fmt.Errorf("%w: the user namespace maps no root", runtime.ErrInvalid)
+	}
+	return os.Lchown(path, uid, gid)
+}
+
+func hostID(maps []runtime.IDMapping, id uint32) (int, bool) {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Length {
+			return int(m.HostID + (id - m.ContainerID)), true
+		}
+	}
+	return 0, false
+}
+
 // podFiles writes the hosts, hostname and resolv.conf that containers see.
 func (m *Manager) podFiles(p runtime.Pod) error {
+	if err := m.writePodFiles(p); err != nil {
+		return err
+	}
+	for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
+		if err := giveTo(filepath.Join(m.podDir(p.ID), f), p.Config.Namespaces.User); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) writePodFiles(p runtime.Pod) error {
 	dir := m.podDir(p.ID)
 	host := p.Config.Hostname
 	onHost := p.Config.Namespaces.Network == runtime.NamespaceNode

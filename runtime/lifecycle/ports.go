@@ -65,22 +65,42 @@ type RecordViews interface {
 type Images interface {
 	// Resolve finds an image by name or id and returns what shapes a process.
 	Resolve(ctx context.Context, ref string) (runtime.ImageConfig, error)
-	// Prepare mounts a root file system; idempotent by id.
-	Prepare(ctx context.Context, id, imageID string, readOnly bool) (path string, err error)
+	// Prepare mounts a root file system; idempotent by req.ID.
+	Prepare(ctx context.Context, req RootFSRequest) (path string, err error)
 	// Release unmounts and deletes it; idempotent.
 	Release(ctx context.Context, id string) error
 	// Prepared lists the ids of all root file systems that exist.
 	Prepared(ctx context.Context) ([]string, error)
 }
 
+// RootFSRequest asks for an image's tree.
+type RootFSRequest struct {
+	ID       string // the container's, or one that VolumeIDs gives
+	ImageID  string
+	ReadOnly bool // the tree as it is, without a writable layer
+	// User shifts the owners of all files into a user namespace; nil: as they are.
+	User *runtime.UserNamespace
+}
+
 // Namespaces makes and removes pinned namespaces.
 type Namespaces interface {
-	// Pin creates the namespaces that want names ("net", "ipc", "uts"), with
-	// loopback up, hostname and sysctls set, and bind-mounts them as dir/NAME.
-	// Idempotent; undone by Unpin.
-	Pin(ctx context.Context, dir string, want []string, hostname string, sysctls map[string]string) error
+	// Pin creates the namespaces and bind-mounts them as Dir/NAME, with loopback
+	// up, hostname and sysctls set. Idempotent; undone by Unpin.
+	Pin(ctx context.Context, req PinRequest) error
 	// Unpin unmounts and removes everything under dir. Idempotent.
 	Unpin(dir string) error
+}
+
+// PinRequest says which namespaces a pod is to have.
+type PinRequest struct {
+	Dir      string
+	Want     []string // of "net", "ipc", "uts" and "user"
+	Hostname string
+	Sysctls  map[string]string
+	// User has the mappings of the user namespace that owns the others; with "user".
+	User *runtime.UserNamespace
+	// Holder is a process that is in all of them already; 0: they are made.
+	Holder int
 }
 
 // Network attaches pods to their networks.
@@ -114,6 +134,10 @@ type Monitor interface {
 	// PIDNamespace starts the process that holds the pod's shared PID namespace
 	// and returns its host pid. Idempotent; it lives until Shutdown.
 	PIDNamespace(ctx context.Context) (pid int, err error)
+	// PodNamespaces starts the same process in a user namespace of its own,
+	// which owns its PID namespace and those that kinds names ("net", "ipc",
+	// "uts"). PIDNamespace then answers with it.
+	PodNamespaces(ctx context.Context, user runtime.UserNamespace, kinds []string) (pid int, err error)
 	// Shutdown ends the monitor once it holds no container. Idempotent.
 	Shutdown(ctx context.Context) error
 }

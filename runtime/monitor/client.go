@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/ocid-io/ocid/runtime"
 	"github.com/ocid-io/ocid/runtime/lifecycle"
@@ -299,6 +300,29 @@ func (c *Client) State(ctx context.Context) ([]lifecycle.ContainerStatus, error)
 // PIDNamespace implements lifecycle.Monitor.
 func (c *Client) PIDNamespace(ctx context.Context) (int, error) {
 	m, err := c.call(ctx, proto.Msg{Type: proto.PIDNS})
+	return int(m.PID), err
+}
+
+// PodNamespaces implements lifecycle.Monitor.
+func (c *Client) PodNamespaces(ctx context.Context, user runtime.UserNamespace, kinds []string) (int, error) {
+	req := proto.Msg{Type: proto.PodNS}
+	for _, k := range kinds {
+		flag, ok := map[string]int64{"net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS, "user": 0}[k]
+		if !ok {
+			return 0, fmt.Errorf("%w: unknown namespace %.40q", runtime.ErrInvalid, k)
+		}
+		req.Flags |= flag
+	}
+	add := func(kind int64, maps []runtime.IDMapping) {
+		for _, m := range maps {
+			req.Items = append(req.Items, proto.Msg{
+				Flags: kind, Min: int64(m.ContainerID), Max: int64(m.HostID), Code: int64(m.Length),
+			})
+		}
+	}
+	add(proto.MapUID, user.UIDs)
+	add(proto.MapGID, user.GIDs)
+	m, err := c.call(ctx, req)
 	return int(m.PID), err
 }
 

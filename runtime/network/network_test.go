@@ -17,6 +17,7 @@ import (
 
 	"github.com/ocid-io/ocid/internal/mountinfo"
 	"github.com/ocid-io/ocid/runtime"
+	"github.com/ocid-io/ocid/runtime/lifecycle"
 )
 
 // TestMain runs the tests in a network namespace of their own, which is the
@@ -53,7 +54,7 @@ func pin(t testing.TB, sysctls map[string]string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "ns")
 	t.Cleanup(func() { _ = Namespaces{}.Unpin(dir) })
-	if err := (Namespaces{}).Pin(t.Context(), dir, []string{"net", "ipc", "uts"}, "box", sysctls); err != nil {
+	if err := (Namespaces{}).Pin(t.Context(), lifecycle.PinRequest{Dir: dir, Want: []string{"net", "ipc", "uts"}, Hostname: "box", Sysctls: sysctls}); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -88,7 +89,7 @@ func TestPin(t *testing.T) {
 		return st.Ino
 	}
 	first := ino()
-	if err := (Namespaces{}).Pin(t.Context(), dir, []string{"net", "ipc", "uts"}, "box", nil); err != nil || ino() != first {
+	if err := (Namespaces{}).Pin(t.Context(), lifecycle.PinRequest{Dir: dir, Want: []string{"net", "ipc", "uts"}, Hostname: "box"}); err != nil || ino() != first {
 		t.Fatalf("second Pin: %v, namespace changed: %v", err, ino() != first)
 	}
 	for range 2 {
@@ -119,7 +120,7 @@ func TestPinRefuses(t *testing.T) {
 		"empty component": {all, map[string]string{"net..x": "1"}},
 	} {
 		dir := filepath.Join(t.TempDir(), "ns")
-		err := Namespaces{}.Pin(t.Context(), dir, c.want, "h", c.sysctls)
+		err := Namespaces{}.Pin(t.Context(), lifecycle.PinRequest{Dir: dir, Want: c.want, Hostname: "h", Sysctls: c.sysctls})
 		if !errors.Is(err, runtime.ErrInvalid) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}
@@ -156,7 +157,7 @@ func BenchmarkPin(b *testing.B) {
 	needRoot(b)
 	dir := filepath.Join(b.TempDir(), "ns")
 	for b.Loop() {
-		if err := (Namespaces{}).Pin(b.Context(), dir, []string{"net", "ipc", "uts"}, "box", nil); err != nil {
+		if err := (Namespaces{}).Pin(b.Context(), lifecycle.PinRequest{Dir: dir, Want: []string{"net", "ipc", "uts"}, Hostname: "box"}); err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()

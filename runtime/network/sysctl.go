@@ -75,6 +75,9 @@ func sysctlPath(key string) (string, bool) {
 	return key, true
 }
 
+// ipc says that the key belongs to an IPC namespace.
+func (s sysctlWrite) ipc() bool { return !strings.HasPrefix(s.path, "net/") }
+
 // write must run on a thread inside the namespaces: /proc/sys shows those of
 // the thread that looks.
 func (s sysctlWrite) write() error {

@@ -144,6 +144,7 @@ var scenarios = []scenario{
 	{"ns-user-host", func(in *Input) {
 		userNS(in)
 		in.Pod.Config.Namespaces.User.GIDs = []runtime.IDMapping{{ContainerID: 0, HostID: 5000, Length: 5}}
+		in.User = runtime.ResolvedUser{}
 		netMode(in, runtime.NamespaceNode)
 		ipcMode(in, runtime.NamespaceNode)
 		sec(in).Namespaces.PID = runtime.NamespaceNode

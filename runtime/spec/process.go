@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ocid-io/ocid/runtime"
 )
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,6 +49,22 @@ func stepCwd(in *Input, s *specs.Spec) error {
 }
 
 func stepUser(in *Input, s *specs.Spec) error {
+	if u := in.modes().User; u != nil {
+		for _, id := range []struct {
+			what string
+			maps []runtime.IDMapping
+			id   uint32
+		}{{"user", u.UIDs, in.User.UID}, {"group", u.GIDs, in.User.GID}} {
+			if len(id.maps) > 0 && !mapped(id.maps, id.id) {
+				return invalid("%s %d does not exist in the pod's user namespace", id.what, id.id)
+			}
+		}
+		for _, g := range in.User.Groups {
+			if len(u.GIDs) > 0 && !mapped(u.GIDs, g) {
+				return invalid("group %d does not exist in the pod's user namespace", g)
+			}
+		}
+	}
 	s.Process.User = specs.User{
 		UID:            in.User.UID,
 		GID:            in.User.GID,

@@ -2,6 +2,7 @@ package runtimesvc
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -163,11 +164,13 @@ func (c *check) mount(field string, in *cri.Mount, handler runtime.HandlerInfo) 
 			c.fail(field+".recursive_read_only", "runtime handler %q cannot do it on this machine", handler.Name)
 		}
 	}
-	if len(in.GetUidMappings()) > 0 {
-		c.fail(field+".uidMappings", "id-mapped mounts are not supported yet")
-	}
-	if len(in.GetGidMappings()) > 0 {
-		c.fail(field+".gidMappings", "id-mapped mounts are not supported yet")
+	out.UIDMappings = c.mappings(field+".uidMappings", in.GetUidMappings())
+	out.GIDMappings = c.mappings(field+".gidMappings", in.GetGidMappings())
+	switch given := len(in.GetUidMappings()) > 0; {
+	case given != (len(in.GetGidMappings()) > 0):
+		c.fail(field+".uidMappings", "go with gidMappings only, and those with them")
+	case given && !handler.UserNamespaces:
+		c.fail(field+".uidMappings", "runtime handler %q has no id-mapped mounts on this machine", handler.Name)
 	}
 	if len(in.GetMountOptions()) > 0 {
 		c.fail(field+".mount_options", "mount options are not supported yet")
@@ -211,7 +214,9 @@ func (c *check) containerNamespaces(in *cri.NamespaceOption, f containerFacts) r
 	}
 	c.follow(at+"network", in.GetNetwork(), out.Network)
 	c.follow(at+"ipc", in.GetIpc(), out.IPC)
-	c.userNamespace(at+"userns_options", in.GetUsernsOptions())
+	if u := in.GetUsernsOptions(); u != nil && !sameUser(c.userNamespace(at+"userns_options", u), f.pod.Config.Namespaces.User) {
+		c.fail(at+"userns_options", "must be the pod's")
+	}
 	switch in.GetPid() {
 	case cri.NamespaceMode_CONTAINER:
 		out.PID = runtime.NamespaceContainer
@@ -226,6 +231,13 @@ func (c *check) containerNamespaces(in *cri.NamespaceOption, f containerFacts) r
 		c.fail(at+"target_id", "goes with pid mode TARGET only")
 	}
 	return out
+}
+
+func sameUser(a, b *runtime.UserNamespace) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return slices.Equal(a.UIDs, b.UIDs) && slices.Equal(a.GIDs, b.GIDs)
 }
 
 func (c *check) follow(field string, m cri.NamespaceMode, pod runtime.NamespaceMode) {

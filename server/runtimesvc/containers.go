@@ -227,6 +227,8 @@ func criMount(m runtime.Mount) *cri.Mount {
 		Readonly:          m.ReadOnly,
 		RecursiveReadOnly: m.RecursiveReadOnly,
 		SelinuxRelabel:    m.SELinuxRelabel,
+		UidMappings:       criMappings(m.UIDMappings),
+		GidMappings:       criMappings(m.GIDMappings),
 	}
 	switch m.Propagation {
 	case runtime.PropagationHostToContain:

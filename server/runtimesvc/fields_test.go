@@ -112,15 +112,12 @@ var fields = map[string]field{
 		s.NamespaceOptions.Pid, s.NamespaceOptions.TargetId = cri.NamespaceMode_TARGET, targetID
 	})},
 	"NamespaceOption.userns_options": {does: nested},
-	"UserNamespace.mode": {does: checked, why: "NODE only, until user namespaces are supported", pod: podSC(func(s *cri.LinuxSandboxSecurityContext) {
-		s.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD}
-	})},
-	"UserNamespace.uids": {does: refused, pod: podSC(func(s *cri.LinuxSandboxSecurityContext) {
-		s.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_NODE, Uids: []*cri.IDMapping{{Length: 1}}}
-	})},
-	"UserNamespace.gids": {does: refused, pod: podSC(func(s *cri.LinuxSandboxSecurityContext) {
-		s.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_NODE, Gids: []*cri.IDMapping{{Length: 1}}}
-	})},
+	"UserNamespace.mode":             {does: honoured, why: "POD or NODE; POD with a handler that has user namespaces", pod: podUser(1000)},
+	"UserNamespace.uids":             {does: honoured, why: "one mapping, with root in it", pod: podUser(1000)},
+	"UserNamespace.gids":             {does: honoured, why: "one mapping, with root in it", pod: podUser(1000)},
+	"IDMapping.host_id":              {does: honoured, ctr: ctrMount(mapped)},
+	"IDMapping.container_id":         {does: honoured, why: "0 for a pod", ctr: ctrMount(mapped)},
+	"IDMapping.length":               {does: honoured, why: "above 0", ctr: ctrMount(mapped)},
 
 	"LinuxContainerResources.cpu_period":                 {does: honoured, ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.CpuPeriod = 100000 })},
 	"LinuxContainerResources.cpu_quota":                  {does: honoured, ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.CpuQuota = -1 })},
@@ -170,8 +167,8 @@ var fields = map[string]field{
 	"Mount.readonly":            {does: honoured, ctr: ctrMount(func(m *cri.Mount) { m.Readonly = true })},
 	"Mount.selinux_relabel":     {does: honoured, why: "has no effect where SELinux is not active", ctr: ctrMount(func(m *cri.Mount) { m.SelinuxRelabel = true })},
 	"Mount.propagation":         {does: honoured, ctr: ctrMount(func(m *cri.Mount) { m.Propagation = cri.MountPropagation_PROPAGATION_BIDIRECTIONAL })},
-	"Mount.uidMappings":         {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.UidMappings = []*cri.IDMapping{{Length: 1}} })},
-	"Mount.gidMappings":         {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.GidMappings = []*cri.IDMapping{{Length: 1}} })},
+	"Mount.uidMappings":         {does: honoured, why: "with gidMappings, by a handler that has id-mapped mounts", ctr: ctrMount(mapped)},
+	"Mount.gidMappings":         {does: honoured, why: "with uidMappings, by a handler that has id-mapped mounts", ctr: ctrMount(mapped)},
 	"Mount.recursive_read_only": {does: honoured, why: "refused without readonly, with propagation, or by a handler that cannot", ctr: ctrMount(func(m *cri.Mount) { m.Readonly, m.RecursiveReadOnly = true, true })},
 	"Mount.image":               {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.HostPath, m.Image = "", &cri.ImageSpec{Image: "i"} })},
 	"Mount.image_sub_path":      {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.ImageSubPath = "a" })},
@@ -214,6 +211,18 @@ const (
 	targetID = "cc11111111111111111111111111111111111111111111111111111111111111"
 )
 
+func podUser(host uint32) func(*cri.PodSandboxConfig) {
+	return podSC(func(s *cri.LinuxSandboxSecurityContext) {
+		m := []*cri.IDMapping{{HostId: host, Length: 65536}}
+		s.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: m, Gids: m}
+	})
+}
+
+func mapped(m *cri.Mount) {
+	m.UidMappings = []*cri.IDMapping{{ContainerId: 0, HostId: 1000, Length: 10}}
+	m.GidMappings = m.UidMappings
+}
+
 func basePod() *cri.PodSandboxConfig {
 	return &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: "u1"},
@@ -253,8 +262,13 @@ func facts() containerFacts {
 				Network: runtime.NamespacePod, PID: runtime.NamespacePod, IPC: runtime.NamespacePod,
 			},
 		}},
+<<<<<<< HEAD
 		handler: runtime.HandlerInfo{RecursiveReadOnly: true},
 		host:    Host{AppArmor: true, CgroupV2: true, Hugetlb: true},
+=======
+		handler: runtime.HandlerInfo{RecursiveReadOnly: true, UserNamespaces: true},
+		host:    Host{AppArmor: true, CgroupV2: true},
+>>>>>>> 9fd2f90 (runtime, store, server: pods with user namespaces)
 		target: func(id string) (runtime.Container, error) {
 			if id != targetID {
 				return runtime.Container{}, runtime.ErrNotFound
@@ -270,7 +284,7 @@ func translate(f field, mutate bool) (any, error) {
 		if mutate {
 			f.pod(p)
 		}
-		return podConfig(p, "", facts().host)
+		return podConfig(p, facts().handler, facts().host)
 	}
 	c := baseContainer()
 	if mutate {

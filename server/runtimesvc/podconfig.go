@@ -19,7 +19,7 @@ var (
 )
 
 // podConfig translates the configuration of a pod, or says all that is wrong with it.
-func podConfig(in *cri.PodSandboxConfig, handler string, host Host) (runtime.PodConfig, error) {
+func podConfig(in *cri.PodSandboxConfig, handler runtime.HandlerInfo, host Host) (runtime.PodConfig, error) {
 	c := &check{}
 	md := in.GetMetadata()
 	out := runtime.PodConfig{
@@ -29,7 +29,7 @@ func podConfig(in *cri.PodSandboxConfig, handler string, host Host) (runtime.Pod
 			UID:       c.name("metadata.uid", md.GetUid(), false),
 			Attempt:   md.GetAttempt(),
 		},
-		Handler:     handler,
+		Handler:     handler.Name,
 		Hostname:    in.GetHostname(),
 		DNS:         c.dns(in.GetDnsConfig()),
 		Labels:      c.stringMap("labels", in.GetLabels()),
@@ -49,11 +49,11 @@ func podConfig(in *cri.PodSandboxConfig, handler string, host Host) (runtime.Pod
 	if in.GetWindows() != nil {
 		c.fail("windows", "Windows containers are not supported")
 	}
-	c.linuxPod(in.GetLinux(), host, &out)
+	c.linuxPod(in.GetLinux(), handler, host, &out)
 	return out, c.err()
 }
 
-func (c *check) linuxPod(in *cri.LinuxPodSandboxConfig, host Host, out *runtime.PodConfig) {
+func (c *check) linuxPod(in *cri.LinuxPodSandboxConfig, handler runtime.HandlerInfo, host Host, out *runtime.PodConfig) {
 	out.CgroupParent = c.cgroupParent(in.GetCgroupParent())
 	if in.GetResources() != nil {
 		out.Resources = c.resources("linux.resources", in.GetResources(), host)
@@ -63,7 +63,7 @@ func (c *check) linuxPod(in *cri.LinuxPodSandboxConfig, host Host, out *runtime.
 	}
 	sc := in.GetSecurityContext()
 	out.Privileged = sc.GetPrivileged()
-	out.Namespaces = c.podNamespaces(sc.GetNamespaceOptions())
+	out.Namespaces = c.podNamespaces(sc.GetNamespaceOptions(), handler)
 	out.Security = c.podSecurity(sc, host)
 	out.Security.Namespaces = out.Namespaces
 	out.Sysctls = c.sysctls(in.GetSysctls(), out.Namespaces)
@@ -172,7 +172,7 @@ func isIPCSysctl(name string) bool {
 		strings.HasPrefix(name, "kernel.msg") || name == "kernel.sem"
 }
 
-func (c *check) podNamespaces(in *cri.NamespaceOption) runtime.Namespaces {
+func (c *check) podNamespaces(in *cri.NamespaceOption, handler runtime.HandlerInfo) runtime.Namespaces {
 	const at = "linux.security_context.namespace_options."
 	out := runtime.Namespaces{
 		Network: c.podMode(at+"network", in.GetNetwork()),
@@ -185,7 +185,18 @@ func (c *check) podNamespaces(in *cri.NamespaceOption) runtime.Namespaces {
 	if in.GetTargetId() != "" {
 		c.fail(at+"target_id", "a pod cannot have a target container")
 	}
-	c.userNamespace(at+"userns_options", in.GetUsernsOptions())
+	out.User = c.userNamespace(at+"userns_options", in.GetUsernsOptions())
+	if out.User == nil {
+		return out
+	}
+	if !handler.UserNamespaces {
+		c.fail(at+"userns_options", "runtime handler %q has no user namespaces on this machine", handler.Name)
+	}
+	for name, mode := range map[string]runtime.NamespaceMode{"network": out.Network, "pid": out.PID, "ipc": out.IPC} {
+		if mode == runtime.NamespaceNode {
+			c.fail(at+name, "a pod with a user namespace cannot have the host's")
+		}
+	}
 	return out
 }
 
@@ -202,19 +213,55 @@ func (c *check) podMode(field string, m cri.NamespaceMode) runtime.NamespaceMode
 	}
 }
 
-// userNamespace accepts the host's user namespace only.
-func (c *check) userNamespace(field string, in *cri.UserNamespace) {
-	if in == nil {
-		return
-	}
+// userNamespace returns the pod's own user namespace, nil for the host's. CRI
+// has one mapping of each kind, which must hold root.
+func (c *check) userNamespace(field string, in *cri.UserNamespace) *runtime.UserNamespace {
 	switch in.GetMode() {
 	case cri.NamespaceMode_NODE:
 		if len(in.GetUids())+len(in.GetGids()) > 0 {
 			c.fail(field, "id mappings cannot go with mode NODE")
 		}
+		return nil
 	case cri.NamespaceMode_POD:
-		c.fail(field, "pod user namespaces are not supported yet")
+		if in == nil {
+			return nil
+		}
 	default:
 		c.fail(field+".mode", "mode %s is not possible here, only POD and NODE", in.GetMode())
+		return nil
 	}
+	return &runtime.UserNamespace{
+		UIDs: c.podMapping(field+".uids", in.GetUids()),
+		GIDs: c.podMapping(field+".gids", in.GetGids()),
+	}
+}
+
+func (c *check) podMapping(field string, in []*cri.IDMapping) []runtime.IDMapping {
+	if len(in) != 1 {
+		c.fail(field, "%d mappings given, there must be one", len(in))
+		return nil
+	}
+	if in[0].GetContainerId() != 0 {
+		c.fail(field, "the mapping begins at %d and does not hold root", in[0].GetContainerId())
+	}
+	return c.mappings(field, in)
+}
+
+// maxMappings is the kernel's limit for a user namespace.
+const maxMappings = 340
+
+func (c *check) mappings(field string, in []*cri.IDMapping) []runtime.IDMapping {
+	if len(in) == 0 || !c.count(field, len(in), maxMappings) {
+		return nil
+	}
+	out := make([]runtime.IDMapping, len(in))
+	for i, m := range in {
+		out[i] = runtime.IDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Length: m.GetLength()}
+		// 2^32-1 is "no id" to the kernel.
+		const limit = 1<<32 - 1
+		if n := uint64(m.GetLength()); n == 0 || uint64(m.GetContainerId())+n > limit || uint64(m.GetHostId())+n > limit {
+			c.fail(index(field, i), "%d:%d:%d is empty or leaves the range of ids", m.GetContainerId(), m.GetHostId(), m.GetLength())
+		}
+	}
+	return out
 }

@@ -14,14 +14,15 @@ import (
 
 // RunPodSandbox runs a pod, or joins or returns the one that has its name.
 func (s *Service) RunPodSandbox(ctx context.Context, req *cri.RunPodSandboxRequest) (*cri.RunPodSandboxResponse, error) {
-	if _, err := s.handler(req.GetRuntimeHandler()); err != nil {
+	handler, err := s.handler(req.GetRuntimeHandler())
+	if err != nil {
 		return nil, s.err(err)
 	}
 	if req.GetConfig() == nil {
 		return nil, s.err(fmt.Errorf("%w: config: must be given", runtime.ErrInvalid))
 	}
 	s.warnUnknown("pod", req.ProtoReflect())
-	cfg, err := podConfig(req.GetConfig(), req.GetRuntimeHandler(), s.o.Host)
+	cfg, err := podConfig(req.GetConfig(), handler, s.o.Host)
 	if err != nil {
 		return nil, s.err(err)
 	}
@@ -199,12 +200,24 @@ func podMetadata(n runtime.PodName) *cri.PodSandboxMetadata {
 }
 
 func namespaceOptions(ns runtime.Namespaces) *cri.NamespaceOption {
-	return &cri.NamespaceOption{
+	out := &cri.NamespaceOption{
 		Network:  namespaceMode(ns.Network),
 		Pid:      namespaceMode(ns.PID),
 		Ipc:      namespaceMode(ns.IPC),
 		TargetId: string(ns.Target),
 	}
+	if u := ns.User; u != nil {
+		out.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: criMappings(u.UIDs), Gids: criMappings(u.GIDs)}
+	}
+	return out
+}
+
+func criMappings(in []runtime.IDMapping) []*cri.IDMapping {
+	var out []*cri.IDMapping
+	for _, m := range in {
+		out = append(out, &cri.IDMapping{ContainerId: m.ContainerID, HostId: m.HostID, Length: m.Length})
+	}
+	return out
 }
 
 func namespaceMode(m runtime.NamespaceMode) cri.NamespaceMode {

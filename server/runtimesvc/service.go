@@ -179,9 +179,7 @@ func (s *Service) Status(_ context.Context, req *cri.StatusRequest) (*cri.Status
 			Name: h.Name,
 			Features: &cri.RuntimeHandlerFeatures{
 				RecursiveReadOnlyMounts: h.RecursiveReadOnly,
-				// User namespaces are refused by the translation, so that no
-				// handler has them, whatever it could do.
-				UserNamespaces: false,
+				UserNamespaces:          h.UserNamespaces,
 			},
 		})
 	}

@@ -290,8 +290,8 @@ func TestStatusAndConfig(t *testing.T) {
 	if !c[0].Status || c[1].Status || c[1].Type != cri.NetworkReady || c[1].Reason == "" || !strings.Contains(c[1].Message, "cni") {
 		t.Errorf("conditions: %v", c)
 	}
-	if len(resp.RuntimeHandlers) != 2 || !resp.RuntimeHandlers[0].Features.RecursiveReadOnlyMounts ||
-		resp.RuntimeHandlers[0].Features.UserNamespaces {
+	h := resp.RuntimeHandlers
+	if len(h) != 2 || !h[0].Features.RecursiveReadOnlyMounts || !h[0].Features.UserNamespaces || h[1].Features.UserNamespaces {
 		t.Errorf("handlers: %v", resp.RuntimeHandlers)
 	}
 	if resp.Info["stages"] != `{"x":1}` {

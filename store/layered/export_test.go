@@ -4,5 +4,9 @@ package layered
 // returned function is called.
 func OldKernel() func() {
 	noLowerAppend.Store(true)
-	return func() { noLowerAppend.Store(false) }
+	noDetachedLower.Store(true)
+	return func() { noLowerAppend.Store(false); noDetachedLower.Store(false) }
 }
+
+// DetachedLower says whether the kernel took a layer that is mounted nowhere.
+func DetachedLower() bool { return !noDetachedLower.Load() }

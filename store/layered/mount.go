@@ -15,8 +15,12 @@ import (
 var noLowerAppend atomic.Bool
 
 // mountOverlay mounts an overlay of lowers (topmost first) at target. Without
-// upper it is read-only and needs at least two lowers.
-func mountOverlay(target string, lowers []string, upper, work string) error {
+// upper it is read-only and needs at least two lowers. shift is a user
+// namespace through whose mappings the owners in the lowers are seen, or nil.
+func mountOverlay(target string, lowers []string, upper, work string, shift *os.File) error {
+	if shift != nil {
+		return mountShifted(target, lowers, upper, work, shift)
+	}
 	if !noLowerAppend.Load() {
 		err := mountOverlayFD(target, lowers, upper, work)
 		if !errors.Is(err, errNoLowerAppend) {
@@ -51,31 +55,40 @@ func mountOverlayFD(target string, lowers []string, upper, work string) error {
 			return fmt.Errorf("overlay lower %s: %w%s", l, err, kernelSays(fsfd))
 		}
 	}
+	mfd, err := finishOverlay(fsfd, upper, work)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mfd)
+	return attach(mfd, target)
+}
+
+// finishOverlay turns a context that has its lowers into a mount, attached nowhere.
+func finishOverlay(fsfd int, upper, work string) (int, error) {
 	params := [][2]string{{"source", "ocid"}, {"metacopy", "off"}}
 	if upper != "" {
 		params = append(params, [2]string{"upperdir", upper}, [2]string{"workdir", work})
 	}
 	for _, p := range params {
 		if err := unix.FsconfigSetString(fsfd, p[0], p[1]); err != nil {
-			return fmt.Errorf("overlay %s=%s: %w%s", p[0], p[1], err, kernelSays(fsfd))
+			return -1, fmt.Errorf("overlay %s=%s: %w%s", p[0], p[1], err, kernelSays(fsfd))
 		}
 	}
 	attrs := unix.MOUNT_ATTR_RDONLY
 	if upper != "" {
 		attrs = 0
 		if err := unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
-			return fmt.Errorf("overlay volatile: %w%s", err, kernelSays(fsfd))
+			return -1, fmt.Errorf("overlay volatile: %w%s", err, kernelSays(fsfd))
 		}
 	}
 	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return fmt.Errorf("overlay: %w%s", err, kernelSays(fsfd))
+		return -1, fmt.Errorf("overlay: %w%s", err, kernelSays(fsfd))
 	}
 	mfd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, attrs)
 	if err != nil {
-		return fmt.Errorf("fsmount overlay: %w", err)
+		return -1, fmt.Errorf("fsmount overlay: %w", err)
 	}
-	defer unix.Close(mfd)
-	return attach(mfd, target)
+	return mfd, nil
 }
 
 func attach(mfd int, target string) error {
@@ -134,17 +147,14 @@ func mountOverlayClassic(target string, lowers []string, upper, work string) err
 	return nil
 }
 
-// bindReadOnly mounts dir itself at target, read-only.
-func bindReadOnly(target, dir string) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// bindReadOnly mounts dir itself at target, read-only, its owners shifted if
+// shift is not nil.
+func bindReadOnly(target, dir string, shift *os.File) error {
+	fd, err := cloneTree(dir, unix.MOUNT_ATTR_RDONLY, shift)
 	if err != nil {
-		return fmt.Errorf("open tree %s: %w", dir, err)
+		return err
 	}
 	defer unix.Close(fd)
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("make tree %s read-only: %w", dir, err)
-	}
 	return attach(fd, target)
 }
 

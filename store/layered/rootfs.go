@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocid-io/ocid/internal/atomicfile"
+	"github.com/ocid-io/ocid/internal/userns"
 	"github.com/ocid-io/ocid/store"
 )
 
@@ -26,6 +28,8 @@ type record struct {
 	ID       string `json:"id"`
 	ImageID  string `json:"imageID"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
+
+	IDMap *store.IDMap `json:"idMap,omitempty"`
 }
 
 const recordVersion = 1
@@ -89,7 +93,8 @@ func (s *Store) Prepare(ctx context.Context, req store.RootFSRequest) (*store.Ro
 	if err != nil && !fresh {
 		return nil, err
 	}
-	if !fresh && (r.ReadOnly != req.ReadOnly || strings.TrimPrefix(req.ImageID, idPrefix) != strings.TrimPrefix(r.ImageID, idPrefix)) {
+	if !fresh && (r.ReadOnly != req.ReadOnly || !reflect.DeepEqual(r.IDMap, req.IDMap) ||
+		strings.TrimPrefix(req.ImageID, idPrefix) != strings.TrimPrefix(r.ImageID, idPrefix)) {
 		return nil, fmt.Errorf("root file system %s exists, made of %s (read-only %t): %w", req.ID, r.ImageID, r.ReadOnly, store.ErrInvalid)
 	}
 	out, err := s.prepareLocked(req, fresh)
@@ -123,7 +128,7 @@ func (s *Store) prepareLocked(req store.RootFSRequest, fresh bool) (*store.RootF
 	if err != nil {
 		return nil, err
 	}
-	r := record{Version: recordVersion, ID: req.ID, ImageID: e.img.ID, ReadOnly: req.ReadOnly}
+	r := record{Version: recordVersion, ID: req.ID, ImageID: e.img.ID, ReadOnly: req.ReadOnly, IDMap: req.IDMap}
 	if fresh {
 		data, err := json.Marshal(r)
 		if err != nil {
@@ -176,15 +181,22 @@ func (s *Store) mount(e *entry, req store.RootFSRequest) error {
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	switch {
-	case req.ReadOnly && len(lowers) == 1:
-		err = bindReadOnly(target, lowers[0])
-	case req.ReadOnly:
-		err = mountOverlay(target, lowers, "", "")
-	default:
+	var shift *os.File
+	if req.IDMap != nil {
+		if shift, err = userns.File(ranges(req.IDMap.UIDs), ranges(req.IDMap.GIDs)); err != nil {
+			return err
+		}
+		defer shift.Close()
+	}
+	if req.ReadOnly && len(lowers) == 1 {
+		err = bindReadOnly(target, lowers[0], shift)
+	} else {
 		var upper, work string
-		if upper, work, err = s.makeUpper(req.ID, lowers[0]); err == nil {
-			err = mountOverlay(target, lowers, upper, work)
+		if !req.ReadOnly {
+			upper, work, err = s.makeUpper(req, lowers[0])
+		}
+		if err == nil {
+			err = mountOverlay(target, lowers, upper, work, shift)
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -195,11 +207,19 @@ func (s *Store) mount(e *entry, req store.RootFSRequest) error {
 
 // makeUpper makes the writable layer: its root is the container's "/" and must
 // look like the image's.
-func (s *Store) makeUpper(id, top string) (upper, work string, err error) {
-	upper, work = filepath.Join(s.dir(id), "upper"), filepath.Join(s.dir(id), "work")
+func (s *Store) makeUpper(req store.RootFSRequest, top string) (upper, work string, err error) {
+	upper, work = filepath.Join(s.dir(req.ID), "upper"), filepath.Join(s.dir(req.ID), "work")
 	var st unix.Stat_t
 	if err := unix.Stat(top, &st); err != nil {
 		return "", "", &fs.PathError{Op: "stat", Path: top, Err: err}
+	}
+	if m := req.IDMap; m != nil {
+		uid, okUID := userns.Host(ranges(m.UIDs), st.Uid)
+		gid, okGID := userns.Host(ranges(m.GIDs), st.Gid)
+		if !okUID || !okGID {
+			return "", "", fmt.Errorf("the image's root directory belongs to %d:%d, which the user namespace does not map: %w", st.Uid, st.Gid, store.ErrInvalid)
+		}
+		st.Uid, st.Gid = uid, gid
 	}
 	switch err := os.Mkdir(upper, 0o700); {
 	case err == nil:

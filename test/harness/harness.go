@@ -138,6 +138,10 @@ func New(ctx context.Context, o Options) (e *Env, err error) {
 			err = errors.Join(err, e.Close())
 		}
 	}()
+	// The root of a pod's user namespace walks through it to its files.
+	if err := os.Chmod(e.Dir, 0o711); err != nil {
+		return nil, err
+	}
 	if err := e.lay(o); err != nil {
 		return nil, err
 	}

@@ -143,6 +143,43 @@ func (a *agent) exit() { os.Exit(0) } //nolint:forbidigo // the monitor's only w
 
 // pidNamespace makes the process that holds the pod's pid namespace. Idempotent.
 func (a *agent) pidNamespace() (int, error) {
+	return a.hold(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID})
+}
+
+// ownable are the namespaces that a pod's user namespace may own, beside its
+// pid namespace.
+const ownable = syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS
+
+// podNamespaces says how the holder of a pod with a user namespace is born. It
+// runs as that namespace's root, so that the pod's root has no process with
+// the host's root identity in reach.
+func podNamespaces(m *proto.Msg) (*syscall.SysProcAttr, error) {
+	attr := &syscall.SysProcAttr{
+		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | uintptr(m.Flags&ownable),
+		GidMappingsEnableSetgroups: true,
+	}
+	for i := range m.Items {
+		it := &m.Items[i]
+		id := syscall.SysProcIDMap{ContainerID: int(it.Min), HostID: int(it.Max), Size: int(it.Code)}
+		switch it.Flags {
+		case proto.MapUID:
+			attr.UidMappings = append(attr.UidMappings, id)
+		case proto.MapGID:
+			attr.GidMappings = append(attr.GidMappings, id)
+		}
+	}
+	if m.Flags&^ownable != 0 || len(attr.UidMappings) == 0 || len(attr.GidMappings) == 0 {
+		return nil, &failure{kind: kindInvalid, text: "bad flags, or no id mappings"}
+	}
+	attr.Credential = &syscall.Credential{
+		Uid: uint32(attr.UidMappings[0].ContainerID), Gid: uint32(attr.GidMappings[0].ContainerID),
+	}
+	return attr, nil
+}
+
+// hold starts the process that holds the pod's namespaces, or returns the one
+// that does.
+func (a *agent) hold(sys *syscall.SysProcAttr) (int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closing {
@@ -163,7 +200,7 @@ func (a *agent) pidNamespace() (int, error) {
 	}
 	attr := a.attr(r, a.null, a.null)
 	attr.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
-	attr.Sys = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	attr.Sys = sys
 	c, err := a.reaper.spawn([]string{"/proc/self/exe", "pause"}, attr)
 	closeFDs(r)
 	if err != nil {

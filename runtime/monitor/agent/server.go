@@ -248,6 +248,14 @@ func (a *agent) do(m, r *proto.Msg) error {
 		pid, err := a.pidNamespace()
 		r.PID = int64(pid)
 		return err
+	case proto.PodNS:
+		attr, err := podNamespaces(m)
+		if err != nil {
+			return err
+		}
+		pid, err := a.hold(attr)
+		r.PID = int64(pid)
+		return err
 	case proto.Shutdown:
 		return a.shutdown()
 	}

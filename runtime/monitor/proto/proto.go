@@ -73,6 +73,10 @@ const (
 	ExecFiles Type = 21
 	Attach    Type = 22
 	Opened    Type = 23
+
+	// PodNS is PIDNS in a new user namespace: Flags are clone flags, Items the
+	// mappings, see MapUID.
+	PodNS Type = 40
 )
 
 // MaxFiles is the most descriptors that one frame carries.
@@ -90,6 +94,13 @@ const (
 	FlagStdout    = 1 << 7 // ExecFiles, Attach
 	FlagStderr    = 1 << 8
 	FlagFile      = 1 << 9 // Opened: a descriptor comes along
+)
+
+// A mapping of ids is an item of PodNS: Flags says of which kind, Min is the id
+// in the namespace, Max the host's, Code how many.
+const (
+	MapUID = 1
+	MapGID = 2
 )
 
 // Kind classifies an error.

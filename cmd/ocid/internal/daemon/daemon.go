@@ -34,6 +34,7 @@ type parts struct {
 	log      *slog.Logger
 	begin    time.Time
 	host     host
+	idmapped bool   // root file systems can be made for user namespaces
 	embedded string // the embedded runtime's binary
 	monitor  string // the monitor's binary
 	store    *layered.Store
@@ -77,6 +78,7 @@ func build(ctx context.Context, o Options) (*parts, error) {
 	if d.store, d.puller, err = openImages(c, log, d.metrics); err != nil {
 		return nil, err
 	}
+	d.idmapped = d.probeIDMap()
 	// On the run root: pods do not outlive a reboot, what they leave under the
 	// root is collected at start, and a record on tmpfs costs no disk flush.
 	led, err := ledger.Open(filepath.Join(c.RunRoot, "ledger"), log)

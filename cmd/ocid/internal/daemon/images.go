@@ -16,6 +16,7 @@ import (
 	"github.com/ocid-io/ocid/cmd/ocid/internal/observe"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/runtime"
+	"github.com/ocid-io/ocid/runtime/lifecycle"
 	"github.com/ocid-io/ocid/store"
 	"github.com/ocid-io/ocid/store/layered"
 )
@@ -71,12 +72,24 @@ func (i images) Resolve(ctx context.Context, ref string) (runtime.ImageConfig, e
 }
 
 // Prepare implements lifecycle.Images.
-func (i images) Prepare(ctx context.Context, id, imageID string, readOnly bool) (string, error) {
-	fs, err := i.st.Prepare(ctx, store.RootFSRequest{ID: id, ImageID: imageID, ReadOnly: readOnly})
+func (i images) Prepare(ctx context.Context, req lifecycle.RootFSRequest) (string, error) {
+	r := store.RootFSRequest{ID: req.ID, ImageID: req.ImageID, ReadOnly: req.ReadOnly}
+	if u := req.User; u != nil {
+		r.IDMap = &store.IDMap{UIDs: ranges(u.UIDs), GIDs: ranges(u.GIDs)}
+	}
+	fs, err := i.st.Prepare(ctx, r)
 	if err != nil {
 		return "", imageError(err)
 	}
 	return fs.Path, nil
+}
+
+func ranges(in []runtime.IDMapping) []store.IDRange {
+	out := make([]store.IDRange, len(in))
+	for n, m := range in {
+		out[n] = store.IDRange(m)
+	}
+	return out
 }
 
 // Release implements lifecycle.Images.

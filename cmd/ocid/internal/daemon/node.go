@@ -62,13 +62,13 @@ func (n node) Handlers() []runtime.HandlerInfo {
 func (n node) handler(name string) runtime.HandlerInfo {
 	h := (*n.engines.Load())[name]
 	if h.Embedded {
-		return runtime.HandlerInfo{Name: name, RecursiveReadOnly: true}
+		return runtime.HandlerInfo{Name: name, RecursiveReadOnly: true, UserNamespaces: n.idmapped}
 	}
 	f, err := n.prober.Features(context.Background(), h)
 	if err != nil {
 		n.log.Debug("a runtime's features are unknown", "handler", name, "error", err)
 	}
-	return runtime.HandlerInfo{Name: name, RecursiveReadOnly: f.RecursiveReadOnly}
+	return runtime.HandlerInfo{Name: name, RecursiveReadOnly: f.RecursiveReadOnly, UserNamespaces: n.idmapped && f.IDMappedMounts}
 }
 
 // UpdateRuntimeConfig takes the pod address range, which CNI's own
