@@ -31,7 +31,9 @@ func stepDevices(in *Input, s *specs.Spec) error {
 				s.Linux.Devices = append(s.Linux.Devices, d)
 			}
 		}
-		s.Linux.Devices = append(s.Linux.Devices, in.HostDevices...)
+		for _, d := range in.HostDevices {
+			in.addDevice(s, d)
+		}
 		return nil
 	}
 	*rules = append(*rules,
@@ -45,12 +47,38 @@ func stepDevices(in *Input, s *specs.Spec) error {
 		*rules = append(*rules, rule)
 	}
 	for _, d := range in.HostDevices {
-		s.Linux.Devices = append(s.Linux.Devices, d)
+		in.addDevice(s, d)
 		*rules = append(*rules, specs.LinuxDeviceCgroup{
 			Allow: true, Type: d.Type, Major: new(d.Major), Minor: new(d.Minor), Access: in.permissions(d.Path),
 		})
 	}
 	return nil
+}
+
+// addDevice puts a node into the container. In a user namespace no node can be
+// made, and OCI runtimes bind the host's node of the same name instead: one that
+// the host has under another name is bound here.
+func (in *Input) addDevice(s *specs.Spec, d specs.LinuxDevice) {
+	if host := in.hostDevice(d.Path); in.modes().User != nil && host != d.Path {
+		s.Mounts = append(s.Mounts, specs.Mount{
+			Destination: d.Path, Type: "bind", Source: host,
+			Options: []string{"bind", "rprivate", "nosuid", "noexec", "rw"},
+		})
+		return
+	}
+	s.Linux.Devices = append(s.Linux.Devices, d)
+}
+
+// hostDevice finds the host's path of the device at container path p.
+func (in *Input) hostDevice(p string) string {
+	best, host := -1, p
+	for _, d := range in.Container.Devices {
+		at := devicePath(d)
+		if within(p, at) && len(at) > best {
+			best, host = len(at), path.Join(d.HostPath, strings.TrimPrefix(p, at))
+		}
+	}
+	return host
 }
 
 func checkDevices(in *Input) error {

@@ -262,13 +262,8 @@ func facts() containerFacts {
 				Network: runtime.NamespacePod, PID: runtime.NamespacePod, IPC: runtime.NamespacePod,
 			},
 		}},
-<<<<<<< HEAD
-		handler: runtime.HandlerInfo{RecursiveReadOnly: true},
-		host:    Host{AppArmor: true, CgroupV2: true, Hugetlb: true},
-=======
 		handler: runtime.HandlerInfo{RecursiveReadOnly: true, UserNamespaces: true},
-		host:    Host{AppArmor: true, CgroupV2: true},
->>>>>>> 9fd2f90 (runtime, store, server: pods with user namespaces)
+		host:    Host{AppArmor: true, CgroupV2: true, Hugetlb: true},
 		target: func(id string) (runtime.Container, error) {
 			if id != targetID {
 				return runtime.Container{}, runtime.ErrNotFound
