@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocid-io/ocid/runtime"
+	"github.com/ocid-io/ocid/runtime/lifecycle"
 )
 
 // TestDial reaches a port that is open in a namespace and not outside of it.
@@ -118,7 +119,7 @@ func TestDialGivesUp(t *testing.T) {
 func pinNet(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "ns")
-	if err := (Namespaces{}).Pin(t.Context(), dir, []string{"net"}, "", nil); err != nil {
+	if err := (Namespaces{}).Pin(t.Context(), lifecycle.PinRequest{Dir: dir, Want: []string{"net"}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
