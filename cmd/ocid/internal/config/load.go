@@ -7,7 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -363,36 +364,33 @@ func (l *Loaded) Show() string {
 // Change is a key whose value differs between two configurations.
 type Change struct {
 	Key      string
-	Old, New any // nil: not there
+	Old, New string // as TOML; "" when the table it is in is not there
 	Reload   bool
 }
 
-// Changes compares two configurations.
+// Changes compares two configurations, in the order of the keys' names.
 func Changes(before, after Config) []Change {
-	type pair struct{ c Change }
-	found := map[string]*pair{}
-	var order []string
-	add := func(k Key, set func(*Change)) {
-		p := found[k.Name]
-		if p == nil {
-			p = &pair{Change{Key: k.Name, Reload: k.Reload}}
-			found[k.Name] = p
-			order = append(order, k.Name)
-		}
-		set(&p.c)
-	}
+	found := map[string]*Change{}
 	for _, k := range effective(before) {
-		add(k, func(c *Change) { c.Old = k.Default })
+		found[k.Name] = &Change{Key: k.Name, Old: value(k.Default), Reload: k.Reload}
 	}
 	for _, k := range effective(after) {
-		add(k, func(c *Change) { c.New = k.Default })
+		c := found[k.Name]
+		if c == nil {
+			if reflect.ValueOf(k.Default).IsZero() {
+				continue // of a new table only what is set is worth a word
+			}
+			c = &Change{Key: k.Name, Reload: k.Reload}
+			found[k.Name] = c
+		}
+		c.New = value(k.Default)
 	}
-	sort.Strings(order)
 	var out []Change
-	for _, name := range order {
-		if c := found[name].c; fmt.Sprint(c.Old) != fmt.Sprint(c.New) {
-			out = append(out, c)
+	for _, c := range found {
+		if c.Old != c.New {
+			out = append(out, *c)
 		}
 	}
+	slices.SortFunc(out, func(a, b Change) int { return strings.Compare(a.Key, b.Key) })
 	return out
 }

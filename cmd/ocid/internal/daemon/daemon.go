@@ -75,7 +75,8 @@ func build(ctx context.Context, o Options) (*parts, error) {
 	if d.driver, d.cgroupParent, err = cgroupDriver(c.Runtime, h); err != nil {
 		return nil, err
 	}
-	if d.store, d.puller, err = openImages(c, log, d.metrics); err != nil {
+	d.store, d.puller, err = openImages(c, log, d.metrics) //nolint:contextcheck // the image library logs without a context
+	if err != nil {
 		return nil, err
 	}
 	d.idmapped = d.probeIDMap()
@@ -175,7 +176,7 @@ func (d *parts) owned() func(id string) bool {
 	return func(id string) bool { return ids[id] }
 }
 
-func (d *parts) close() {
+func (d *parts) close(ctx context.Context) {
 	if d.nri != nil {
 		d.nri.Stop()
 	}
@@ -185,7 +186,7 @@ func (d *parts) close() {
 	_ = d.cni.Close()
 	_ = d.store.Close()
 	if d.tracer != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 		defer cancel()
 		if err := d.tracer.Close(ctx); err != nil {
 			d.log.Warn("the last traces are lost", "error", err)

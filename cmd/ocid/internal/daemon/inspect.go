@@ -49,9 +49,14 @@ func pullResult(err error) string {
 		is   error
 		word string
 	}{
-		{pull.ErrInvalid, "invalid"}, {pull.ErrNotFound, "not_found"}, {pull.ErrUnauthorized, "unauthorized"},
-		{pull.ErrDenied, "denied"}, {pull.ErrStalled, "stalled"}, {pull.ErrCorrupt, "corrupt"},
-		{pull.ErrNoSpace, "no_space"}, {context.Canceled, "canceled"},
+		{pull.ErrInvalid, "invalid"},
+		{pull.ErrNotFound, "not_found"},
+		{pull.ErrUnauthorized, "unauthorized"},
+		{pull.ErrDenied, "denied"},
+		{pull.ErrStalled, "stalled"},
+		{pull.ErrCorrupt, "corrupt"},
+		{pull.ErrNoSpace, "no_space"},
+		{context.Canceled, "canceled"},
 	} {
 		if errors.Is(err, row.is) {
 			return row.word

@@ -61,11 +61,11 @@ func Serve(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	d, err := build(ctx, o) //nolint:contextcheck // the image library logs without a context
+	d, err := build(ctx, o)
 	if err != nil {
 		return closeAll(listeners, err)
 	}
-	defer d.close()
+	defer d.close(ctx)
 	streams, err := d.listenStreams(c)
 	if err != nil {
 		return closeAll(listeners, err)
@@ -141,10 +141,10 @@ func (d *parts) reload(o Options) {
 	handlers := false
 	for _, c := range changes {
 		if !c.Reload {
-			d.log.Warn("a changed key takes effect at the next restart", "key", c.Key, "running", fmt.Sprint(c.Old), "file", fmt.Sprint(c.New))
+			d.log.Warn("a changed key takes effect at the next restart", "key", c.Key, "running", c.Old, "file", c.New)
 			continue
 		}
-		d.log.Info("a changed key takes effect", "key", c.Key, "old", fmt.Sprint(c.Old), "new", fmt.Sprint(c.New))
+		d.log.Info("a changed key takes effect", "key", c.Key, "old", c.Old, "new", c.New)
 		handlers = handlers || c.Key != "log_level"
 	}
 	now.LogLevel = next.LogLevel
