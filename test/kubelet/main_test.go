@@ -128,7 +128,7 @@ func kubelet(t *testing.T) (*node.Node, context.Context) {
 			"containerLogMaxFiles":        3,
 			"containerLogMonitorInterval": "3s",
 			"shutdownGracePeriod":         "20s", "shutdownGracePeriodCriticalPods": "10s",
-		}, Vars: []string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/var/lib/bus"}})
+		}, Vars: []string{"DBUS_SYSTEM_BUS_ADDRESS=" + busAddress}})
 	})
 	if shared.err != nil {
 		t.Fatalf("start the kubelet: %v", shared.err)
