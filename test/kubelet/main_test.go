@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,8 @@ var shared struct {
 	once sync.Once
 	node *node.Node
 	err  error
+
+	before harness.Snapshot
 }
 
 func TestMain(m *testing.M) {
@@ -44,6 +47,10 @@ func run(m *testing.M) int {
 	}
 	code := m.Run()
 	if n := shared.node; n != nil {
+		if err := leaks(n); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 		if code != 0 {
 			keep(n)
 		}
@@ -53,6 +60,36 @@ func run(m *testing.M) int {
 		}
 	}
 	return code
+}
+
+// once is what is made once and stays: the kubelet's own cgroups, the images,
+// and directories and caches that all pods share.
+var once = regexp.MustCompile(`^(cgroup: |file in root: |file in cni: results$|file in run-root: (storage/|pods$|runtime(/ocid(\.seccomp(/[0-9a-f]+)?)?)?$))`)
+
+// leaks ends the kubelet, removes all pods, and compares with what was there
+// before the first.
+func leaks(n *node.Node) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := n.Signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	l, err := n.Env.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	for _, p := range l.Items {
+		if err := n.Env.Down(ctx, p.Id); err != nil {
+			return err
+		}
+	}
+	left, err := n.Env.Leaks(shared.before)
+	for _, x := range left {
+		if !once.MatchString(x) {
+			err = errors.Join(err, fmt.Errorf("left behind: %s", x))
+		}
+	}
+	return err
 }
 
 // keep saves both logs of a failed run.
@@ -98,6 +135,9 @@ func start(ctx context.Context, o node.Options) (n *node.Node, err error) {
 	}
 	o.Env, o.IP = e, nodeIP
 	if n, err = node.New(o); err != nil {
+		return nil, err
+	}
+	if shared.before, err = e.Snapshot(); err != nil {
 		return nil, err
 	}
 	return n, n.Start(ctx, nil)

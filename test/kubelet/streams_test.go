@@ -184,7 +184,9 @@ func TestPortForward(t *testing.T) {
 	c := must[io.ReadWriteCloser](t)(n.Forward(ctx, "forward", 80))
 	defer c.Close()
 	must[int](t)(io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"))
-	r := must[*http.Response](t)(http.ReadResponse(bufio.NewReader(c), nil))
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	check(t, err)
+	defer r.Body.Close()
 	if b, err := io.ReadAll(r.Body); err != nil || !strings.Contains(string(b), "It works!") {
 		t.Errorf("forwarded: %q, %v", b, err)
 	}
