@@ -125,7 +125,7 @@ func warm(ctx context.Context, e *harness.Env) error {
 	if _, err := e.Pull(ctx, harness.Busybox); err != nil {
 		return err
 	}
-	for _, handler := range []string{"", "runc"} {
+	for _, handler := range handlers() {
 		podID, _, err := e.Up(ctx, e.Pod("warm", false), handler, harness.Shell("warm", harness.Forever))
 		if err != nil {
 			return err

@@ -307,7 +307,7 @@ func (a *agent) watch(c *container, io *stdio) {
 	go func() {
 		<-c.proc.done
 		e := proto.Exit{Code: c.proc.code(), Time: time.Now().UnixNano()}
-		e.OOM = cgroup.OOMKilled(c.cgroup) || c.oom.Seen()
+		e.OOM = cgroup.OOMKilled(c.cgroup) || c.oom.Seen(e.Code == 128+int64(syscall.SIGKILL))
 		c.oom.Close()
 		_ = proto.WriteExit(a.dir, c.id, e)
 		close(c.filed)

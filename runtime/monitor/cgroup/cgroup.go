@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -185,81 +184,12 @@ func OOMKilled(path string) bool {
 			if err != nil {
 				continue
 			}
-			if oomKills(string(b)) {
+			if oomKills(string(b)) > 0 {
 				return true
 			}
 		}
 	}
 	return false
-}
-
-// oomKills reads the count in memory.events or memory.oom_control.
-func oomKills(s string) bool {
-	for s != "" {
-		var line string
-		line, s, _ = strings.Cut(s, "\n")
-		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			return v != "0"
-		}
-	}
-	return false
-}
-
-// OOMWatch remembers that the OOM killer struck in a group that somebody else
-// removes as soon as it is empty, as systemd does with a scope: when the exit is
-// handled, its files may be gone. A nil OOMWatch has seen nothing.
-type OOMWatch struct {
-	file *os.File
-	seen atomic.Bool
-}
-
-// WatchOOM watches the group if it is a scope and the kernel tells of its events.
-func WatchOOM(path string) *OOMWatch {
-	if !strings.HasSuffix(path, ".scope") {
-		return nil
-	}
-	for _, d := range dirs(path) {
-		f, err := os.Open(d + "/memory.events")
-		if err != nil {
-			continue
-		}
-		w := &OOMWatch{file: f}
-		rc, err := f.SyscallConn()
-		if err != nil {
-			_ = f.Close()
-			return nil
-		}
-		go w.run(rc)
-		return w
-	}
-	return nil
-}
-
-// run reads whenever the kernel says that the events have changed, which it
-// does before the victim is killed. It holds no thread while it waits.
-func (w *OOMWatch) run(rc syscall.RawConn) {
-	buf := make([]byte, 256)
-	_ = rc.Read(func(fd uintptr) bool {
-		n, err := syscall.Pread(int(fd), buf, 0)
-		if err != nil {
-			return true
-		}
-		if oomKills(string(buf[:n])) {
-			w.seen.Store(true)
-			return true
-		}
-		return false
-	})
-}
-
-// Seen reports whether the OOM killer struck.
-func (w *OOMWatch) Seen() bool { return w != nil && w.seen.Load() }
-
-// Close ends the watch. Idempotent.
-func (w *OOMWatch) Close() {
-	if w != nil {
-		_ = w.file.Close()
-	}
 }
 
 // Exists reports whether any hierarchy still has the group.
