@@ -15,6 +15,8 @@ type Pod struct {
 	Intents   []Intent  `json:"intents,omitempty"`
 	// IPs are the pod's addresses, the default network's first.
 	IPs []string `json:"ips,omitempty"`
+	// SELinuxLevel is that of the pod's containers which ask for no other.
+	SELinuxLevel string `json:"selinuxLevel,omitempty"`
 	// MonitorPID and MonitorStart identify the monitor: pid and the start time
 	// of /proc/PID/stat (clock ticks), so that a reused pid is told apart.
 	MonitorPID   int    `json:"monitorPID,omitempty"`

@@ -142,8 +142,14 @@ func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod,
 		return err
 	}
 	in.Home = home
+	if err := m.confine(ctx, c, &in); err != nil {
+		return err
+	}
 	s, err := spec.Build(in)
 	if err != nil {
+		return err
+	}
+	if err := m.relabel(ctx, c, s.Linux.MountLabel); err != nil {
 		return err
 	}
 	if err := m.adjust(ctx, op, p, c, s); err != nil {

@@ -7,6 +7,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/ocid-io/ocid/runtime"
+	"github.com/ocid-io/ocid/runtime/spec"
 )
 
 // SpecAdjuster changes a container's OCI spec after it was built and before it
@@ -63,4 +64,55 @@ func (m *Manager) adjust(ctx context.Context, op *operation, p runtime.Pod, c *r
 		return fmt.Errorf("record the container's cgroup: %w", err)
 	}
 	return nil
+}
+
+// confine looks up what the machine's security modules have to say.
+func (m *Manager) confine(ctx context.Context, c *runtime.Container, in *spec.Input) (err error) {
+	sec := &c.Config.Security
+	if aa := m.o.Extensions.AppArmor; aa != nil && !sec.Privileged {
+		if in.AppArmorDefault, err = aa.Profile(ctx, sec.AppArmor, sec.AppArmorProfile); err != nil {
+			return err
+		}
+	}
+	in.SELinux = m.o.Extensions.SELinux != nil
+	return nil
+}
+
+// relabel gives the volumes that ask for it the label of the container's mounts.
+func (m *Manager) relabel(ctx context.Context, c *runtime.Container, label string) error {
+	if m.o.Extensions.SELinux == nil || label == "" {
+		return nil
+	}
+	for _, mt := range c.Config.Mounts {
+		if !mt.SELinuxRelabel || mt.HostPath == "" {
+			continue
+		}
+		if err := m.o.Extensions.SELinux.Relabel(ctx, mt.HostPath, label); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// selinuxLevel gives a new pod its level.
+func (m *Manager) selinuxLevel(p *runtime.Pod) (err error) {
+	if se := m.o.Extensions.SELinux; se != nil {
+		p.SELinuxLevel, err = se.Level(p.ID, p.Config.Security.SELinux)
+	}
+	return err
+}
+
+func (m *Manager) releaseLevel(id runtime.PodID) {
+	if se := m.o.Extensions.SELinux; se != nil {
+		se.Release(id)
+	}
+}
+
+// keepLevels tells which levels pods of an earlier run have.
+func (m *Manager) keepLevels(pods []runtime.Pod) {
+	if se := m.o.Extensions.SELinux; se != nil {
+		for _, p := range pods {
+			se.Keep(p.ID, p.SELinuxLevel)
+		}
+	}
 }

@@ -55,7 +55,11 @@ func (m *Manager) runPod(ctx context.Context, op *operation, cfg runtime.PodConf
 		State: runtime.PodCreating, BootID: m.o.BootID, CreatedAt: time.Now().UnixNano(),
 		Intents: podIntents(cfg), SystemdCgroups: m.o.Systemd,
 	}
+	if err := m.selinuxLevel(&p); err != nil {
+		return "", err
+	}
 	if err := m.putPod(ctx, &p, cgroup); err != nil {
+		m.releaseLevel(p.ID)
 		return "", fmt.Errorf("record the pod: %w", err)
 	}
 	if err := m.makePod(ctx, op, &p); err != nil {
@@ -284,6 +288,7 @@ func (m *Manager) undoPod(ctx context.Context, p runtime.Pod) error {
 	if err := m.clearPodDir(p.ID); err != nil {
 		return err
 	}
+	m.releaseLevel(p.ID)
 	return m.removeCgroups(ctx, p)
 }
 

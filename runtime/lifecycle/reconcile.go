@@ -24,6 +24,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	var g errgroup.Group
 	g.SetLimit(reconcileWidth)
 	pods := m.o.Ledger.Pods()
+	m.keepLevels(pods)
 	errs := make([]error, len(pods))
 	for i, p := range pods {
 		g.Go(func() error {

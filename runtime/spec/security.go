@@ -55,9 +55,9 @@ var appArmorName = regexp.MustCompile(`^[^\s"\x00-\x1f]{1,255}$`)
 func stepAppArmor(in *Input, s *specs.Spec) error {
 	sec := &in.Container.Security
 	switch sec.AppArmor {
-	case "", runtime.SeccompUnconfined:
+	case runtime.SeccompUnconfined:
 		return nil
-	case runtime.SeccompDefault:
+	case "", runtime.SeccompDefault: // Kubernetes runs under the default profile what names none
 		if !sec.Privileged {
 			s.Process.ApparmorProfile = in.AppArmorDefault
 		}
@@ -96,7 +96,7 @@ func stepSELinux(in *Input, s *specs.Spec) error {
 			return invalid("SELinux level %q", l.Level)
 		}
 	}
-	if !in.SELinux || (ask == nil && pod == nil) {
+	if !in.SELinux {
 		return nil
 	}
 	if ask == nil {
@@ -109,7 +109,7 @@ func stepSELinux(in *Input, s *specs.Spec) error {
 	if in.Container.Security.Privileged {
 		domain = "spc_t"
 	}
-	level := cmp.Or(ask.Level, pod.Level, "s0")
+	level := cmp.Or(ask.Level, pod.Level, in.Pod.SELinuxLevel, "s0")
 	s.Process.SelinuxLabel = cmp.Or(ask.User, pod.User, "system_u") + ":" +
 		cmp.Or(ask.Role, pod.Role, "system_r") + ":" + cmp.Or(ask.Type, pod.Type, domain) + ":" + level
 	s.Linux.MountLabel = "system_u:object_r:container_file_t:" + level

@@ -11,11 +11,13 @@ import (
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
 	"github.com/ocid-io/ocid/runtime"
+	"github.com/ocid-io/ocid/runtime/apparmor"
 	"github.com/ocid-io/ocid/runtime/cdi"
 	"github.com/ocid-io/ocid/runtime/handler"
 	"github.com/ocid-io/ocid/runtime/hooks"
 	"github.com/ocid-io/ocid/runtime/lifecycle"
 	"github.com/ocid-io/ocid/runtime/nri"
+	"github.com/ocid-io/ocid/runtime/selinux"
 )
 
 // extensions builds what has a say in a container's spec, in the order in
@@ -31,6 +33,13 @@ func (d *parts) extensions(log *slog.Logger) (lifecycle.Extensions, error) {
 	ext := lifecycle.Extensions{
 		Adjust:           []lifecycle.SpecAdjuster{&d.policies, devices, hooks.New(c.Runtime.HooksDirs, log)},
 		HidesHostDevices: d.policies.hideHostDevices,
+	}
+	// Nil pointers must not become interfaces that hold one.
+	if aa := apparmor.New(apparmor.Options{Default: c.Runtime.AppArmor}); aa != nil {
+		ext.AppArmor = aa
+	}
+	if se := selinux.New(); se != nil && c.Runtime.SELinux {
+		ext.SELinux = se
 	}
 	if c.NRI.Enable {
 		if d.nri, err = newNRI(c.NRI, d.host.minOOMScore, devices, log); err != nil {
