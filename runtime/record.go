@@ -1,5 +1,7 @@
 package runtime
 
+import "fmt"
+
 // RecordVersion is the version of Pod and Container records as written to disk.
 const RecordVersion = 1
 
@@ -65,9 +67,25 @@ const (
 	IntentMonitor    Intent = "monitor"    // monitor process
 	IntentShm        Intent = "shm"        // pod's /dev/shm mount
 	IntentRootfs     Intent = "rootfs"     // container root file system and its mount
+	IntentVolumes    Intent = "volumes"    // images mounted as volumes, see VolumeIDs
 	IntentBundle     Intent = "bundle"     // container's bundle directory
 	IntentEngine     Intent = "engine"     // OCI runtime state, cgroup, processes
 )
+
+// MaxImageVolumes bounds the images that one container mounts.
+const MaxImageVolumes = 256
+
+// VolumeIDs names the root file systems that the container's image volumes
+// are, in the order of its mounts; they follow from the record alone.
+func (c *Container) VolumeIDs() []string {
+	var out []string
+	for _, m := range c.Config.Mounts {
+		if m.Image != "" && len(c.ID) >= 60 {
+			out = append(out, fmt.Sprintf("v%02x-%s", len(out), c.ID[:60]))
+		}
+	}
+	return out
+}
 
 // Has reports whether i is among the intents.
 func Has(intents []Intent, i Intent) bool {

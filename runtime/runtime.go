@@ -144,7 +144,12 @@ const (
 
 // Mount binds a host path, or an image, into the container.
 type Mount struct {
-	ContainerPath     string      `json:"containerPath"`
+	ContainerPath string `json:"containerPath"`
+	// Image, as the client named it, and ImageID stand in place of HostPath.
+	Image             string      `json:"image,omitempty"`
+	ImageID           string      `json:"imageID,omitempty"`
+	ImageSubPath      string      `json:"imageSubPath,omitempty"`
+	Options           []string    `json:"options,omitempty"` // of MountOptions
 	HostPath          string      `json:"hostPath,omitempty"`
 	ReadOnly          bool        `json:"readOnly,omitempty"`
 	RecursiveReadOnly bool        `json:"recursiveReadOnly,omitempty"`
@@ -152,6 +157,12 @@ type Mount struct {
 	Propagation       Propagation `json:"propagation"`
 	UIDMappings       []IDMapping `json:"uidMappings,omitempty"`
 	GIDMappings       []IDMapping `json:"gidMappings,omitempty"`
+}
+
+// MountOptions are those that a client may set on a mount: all take rights
+// away, or say when a file's access time is written.
+var MountOptions = []string{
+	"noexec", "nosuid", "nodev", "nosymfollow", "noatime", "nodiratime", "relatime", "strictatime",
 }
 
 // Device passes a host device node (or a directory of them) into the container.

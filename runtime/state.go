@@ -20,6 +20,9 @@ var (
 	// ErrLost: events were dropped because their reader was too slow; the reader
 	// must list again.
 	ErrLost = errors.New("events lost")
+	// ErrImageVolume: an image cannot be mounted as a volume; the cause is
+	// wrapped beside it.
+	ErrImageVolume = errors.New("image volume")
 )
 
 // PodState is the state of a pod's record.

@@ -65,8 +65,10 @@ func cloneContainerConfig(p *runtime.ContainerConfig) runtime.ContainerConfig {
 	for i := range c.Mounts {
 		c.Mounts[i].UIDMappings = slices.Clone(c.Mounts[i].UIDMappings)
 		c.Mounts[i].GIDMappings = slices.Clone(c.Mounts[i].GIDMappings)
+		c.Mounts[i].Options = slices.Clone(c.Mounts[i].Options)
 	}
 	c.Devices = slices.Clone(p.Devices)
+	c.CDIDevices = slices.Clone(p.CDIDevices)
 	c.Labels = maps.Clone(p.Labels)
 	c.Annotations = maps.Clone(p.Annotations)
 	c.Resources = cloneResources(p.Resources)

@@ -57,6 +57,9 @@ func (m *Manager) createContainer(ctx context.Context, op *operation, pod runtim
 		StopSignal: stopSignal(cfg, img),
 		Intents:    []runtime.Intent{runtime.IntentRootfs, runtime.IntentBundle, runtime.IntentEngine},
 	}
+	if len(c.VolumeIDs()) > 0 {
+		c.Intents = append(c.Intents, runtime.IntentVolumes)
+	}
 	if err := m.o.Ledger.PutContainer(c); err != nil {
 		return "", fmt.Errorf("record the container: %w", err)
 	}
@@ -129,7 +132,8 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 
 // writeBundle resolves all outside facts, builds the OCI spec and writes it.
 func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root string) error {
-	if err := m.checkMounts(ctx, c.Config.Mounts); err != nil {
+	mounts, err := m.mounts(ctx, op, p, c)
+	if err != nil {
 		return err
 	}
 	user, home, err := spec.ResolveUser(root, img, c.Config.Security)
@@ -142,6 +146,7 @@ func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod,
 		return err
 	}
 	in.Home = home
+	in.Container.Mounts = mounts
 	if err := m.confine(ctx, c, &in); err != nil {
 		return err
 	}
@@ -237,44 +242,6 @@ func (m *Manager) seccompFile(s runtime.Security) ([]byte, error) {
 	return b, nil
 }
 
-// statTime bounds the look at one mount source, which may be on a dead share.
-const statTime = 10 * time.Second
-
-// checkMounts refuses mount sources that are not there. Each stat runs beside
-// the operation: a dead share fails this container and no other.
-func (m *Manager) checkMounts(ctx context.Context, mounts []runtime.Mount) error {
-	if len(mounts) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, statTime)
-	defer cancel()
-	type result struct {
-		path string
-		err  error
-	}
-	results := make(chan result, len(mounts))
-	for _, mt := range mounts {
-		go func() {
-			_, err := os.Stat(mt.HostPath)
-			results <- result{mt.HostPath, err}
-		}()
-	}
-	for range mounts {
-		select {
-		case r := <-results:
-			if errors.Is(r.err, os.ErrNotExist) {
-				return fmt.Errorf("%w: mount source %q does not exist on the host", runtime.ErrInvalid, r.path)
-			}
-			if r.err != nil {
-				return fmt.Errorf("%w: mount source %q: %w", runtime.ErrInvalid, r.path, r.err)
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("%w: a mount source does not answer to stat within %s: is its share dead?", runtime.ErrUnavailable, statTime)
-		}
-	}
-	return nil
-}
-
 // undoContainer takes a container that was never created, or is being removed,
 // out of the world and out of the ledger. On failure the record stays.
 func (m *Manager) undoContainer(ctx context.Context, c runtime.Container) error {
@@ -294,8 +261,10 @@ func (m *Manager) undoContainer(ctx context.Context, c runtime.Container) error 
 		return fmt.Errorf("delete container %s from its runtime: %w", c.ID, err)
 	}
 	_ = m.containerStep(ctx, StepRemove, c)
-	if err := m.o.Images.Release(ctx, string(c.ID)); err != nil {
-		return fmt.Errorf("release the root file system of container %s: %w", c.ID, err)
+	for _, id := range append(c.VolumeIDs(), string(c.ID)) {
+		if err := m.o.Images.Release(ctx, id); err != nil {
+			return fmt.Errorf("release a root file system of container %s: %w", c.ID, err)
+		}
 	}
 	if err := removeAll(m.bundle(&c)); err != nil {
 		return err

@@ -192,6 +192,9 @@ func (m *Manager) sweep(ctx context.Context) error {
 	kept := map[string]bool{}
 	for _, c := range m.o.Ledger.Containers() {
 		kept[string(c.ID)] = true
+		for _, id := range c.VolumeIDs() {
+			kept[id] = true
+		}
 	}
 	ids, err := m.o.Images.Prepared(ctx)
 	errs = append(errs, err)

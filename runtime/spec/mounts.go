@@ -192,12 +192,23 @@ func userMount(m runtime.Mount) (specs.Mount, error) {
 	if !path.IsAbs(m.HostPath) {
 		return fail("the host path is not absolute")
 	}
+	for _, o := range m.Options {
+		if !slices.Contains(runtime.MountOptions, o) {
+			return fail("option " + o + " is not allowed")
+		}
+	}
 	if m.ContainerPath == "" {
 		return fail("no container path")
 	}
 	dst := path.Join("/", m.ContainerPath)
 	if dst == "/" {
 		return fail("the root cannot be mounted over")
+	}
+	if m.Image != "" {
+		// The tree is shifted already where the pod has a user namespace.
+		opts := slices.Concat([]string{"bind", "rprivate", "ro", "noexec", "nosuid", "nodev"}, m.Options)
+		slices.Sort(opts[2:])
+		return specs.Mount{Destination: dst, Type: "bind", Source: path.Clean(m.HostPath), Options: slices.Compact(opts)}, nil
 	}
 	opts := []string{"rbind"}
 	switch m.Propagation {
@@ -221,6 +232,7 @@ func userMount(m runtime.Mount) (specs.Mount, error) {
 	default:
 		opts = append(opts, "rw")
 	}
+	opts = append(opts, m.Options...)
 	if (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0) {
 		return fail("uid and gid mappings must be given together")
 	}

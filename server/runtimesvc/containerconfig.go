@@ -44,7 +44,7 @@ func containerConfig(in *cri.ContainerConfig, f containerFacts) (runtime.Contain
 	}
 	if c.count("mounts", len(in.GetMounts()), maxEntries) {
 		for i, m := range in.GetMounts() {
-			out.Mounts = append(out.Mounts, c.mount(index("mounts", i), m, f.handler))
+			out.Mounts = append(out.Mounts, c.mount(index("mounts", i), m, f))
 		}
 	}
 	if c.count("devices", len(in.GetDevices()), maxEntries) {
@@ -128,7 +128,8 @@ func (c *check) logPath(dir, path string) string {
 	return joined
 }
 
-func (c *check) mount(field string, in *cri.Mount, handler runtime.HandlerInfo) runtime.Mount {
+func (c *check) mount(field string, in *cri.Mount, f containerFacts) runtime.Mount {
+	handler := f.handler
 	out := runtime.Mount{
 		ContainerPath:     c.abs(field+".container_path", in.GetContainerPath()),
 		ReadOnly:          in.GetReadonly(),
@@ -140,9 +141,9 @@ func (c *check) mount(field string, in *cri.Mount, handler runtime.HandlerInfo) 
 	}
 	switch {
 	case in.GetImage() != nil:
-		c.fail(field+".image", "image mounts are not supported yet")
+		c.imageMount(field, in, f, &out)
 	case in.GetImageSubPath() != "":
-		c.fail(field+".image_sub_path", "image mounts are not supported yet")
+		c.fail(field+".image_sub_path", "goes with an image only")
 	default:
 		out.HostPath = c.abs(field+".host_path", in.GetHostPath())
 	}
@@ -172,10 +173,54 @@ func (c *check) mount(field string, in *cri.Mount, handler runtime.HandlerInfo) 
 	case given && !handler.UserNamespaces:
 		c.fail(field+".uidMappings", "runtime handler %q has no id-mapped mounts on this machine", handler.Name)
 	}
-	if len(in.GetMountOptions()) > 0 {
-		c.fail(field+".mount_options", "mount options are not supported yet")
-	}
+	out.Options = c.mountOptions(field+".mount_options", in.GetMountOptions())
 	return out
+}
+
+// imageMount fills in a mount of an image, which is read-only whatever the
+// request says.
+func (c *check) imageMount(field string, in *cri.Mount, f containerFacts, out *runtime.Mount) {
+	out.Image = in.GetImage().GetImage()
+	if out.Image == "" {
+		c.fail(field+".image.image", "must not be empty")
+	}
+	c.text(field+".image.image", out.Image)
+	if h := in.GetImage().GetRuntimeHandler(); h != "" && h != f.pod.Config.Handler {
+		c.fail(field+".image.runtime_handler", "%q is not the pod's handler %q", h, f.pod.Config.Handler)
+	}
+	if in.GetHostPath() != "" {
+		c.fail(field+".host_path", "cannot go with an image")
+	}
+	if in.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE {
+		c.fail(field+".propagation", "of an image must be private")
+	}
+	if s := in.GetImageSubPath(); s != "" {
+		if !filepath.IsLocal(s) || strings.IndexByte(s, 0) >= 0 || len(s) > maxPath {
+			c.fail(field+".image_sub_path", "%.200q must be a path inside the image", s)
+		}
+		out.ImageSubPath = s
+	}
+	out.ReadOnly = true
+	if len(in.GetUidMappings()) > 0 {
+		if u := f.pod.Config.Namespaces.User; u == nil ||
+			!slices.Equal(u.UIDs, c.mappings(field+".uidMappings", in.GetUidMappings())) ||
+			!slices.Equal(u.GIDs, c.mappings(field+".gidMappings", in.GetGidMappings())) {
+			c.fail(field+".uidMappings", "of an image must be the pod's")
+		}
+	}
+}
+
+// mountOptions lets through what takes rights away from the container; what
+// gives some is not for a client to say.
+func (c *check) mountOptions(field string, in []string) []string {
+	for i, o := range in {
+		if !slices.Contains(runtime.MountOptions, o) {
+			c.fail(index(field, i), "%.80q is none of %s", o, strings.Join(runtime.MountOptions, ", "))
+		} else if slices.Contains(in[:i], o) {
+			c.fail(index(field, i), "%q is there twice", o)
+		}
+	}
+	return in
 }
 
 func (c *check) device(field string, in *cri.Device) runtime.Device {

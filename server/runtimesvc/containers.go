@@ -9,6 +9,7 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/ocid-io/ocid/internal/stages"
 	"github.com/ocid-io/ocid/runtime"
@@ -39,9 +40,12 @@ func (s *Service) CreateContainer(ctx context.Context, req *cri.CreateContainerR
 	if err := s.resolveImage(ctx, req.GetConfig().GetImage(), &cfg); err != nil {
 		return nil, s.err(err)
 	}
+	if err := s.resolveVolumes(ctx, &cfg); err != nil {
+		return nil, s.err(err)
+	}
 	id, err := s.o.Containers.CreateContainer(ctx, p.ID, cfg)
 	if err != nil {
-		return nil, s.err(fmt.Errorf("create container %s in pod %s: %w", cfg.Name.Name, p.ID, err))
+		return nil, s.err(volumeFailed(fmt.Errorf("create container %s in pod %s: %w", cfg.Name.Name, p.ID, err)))
 	}
 	return &cri.CreateContainerResponse{ContainerId: string(id)}, nil
 }
@@ -66,6 +70,30 @@ func (s *Service) resolveImage(ctx context.Context, in *cri.ImageSpec, cfg *runt
 		cfg.ImageRef = r.Reference(ctx, id)
 	}
 	return nil
+}
+
+// resolveVolumes finds the images that are to be mounted.
+func (s *Service) resolveVolumes(ctx context.Context, cfg *runtime.ContainerConfig) error {
+	for i := range cfg.Mounts {
+		m := &cfg.Mounts[i]
+		if m.Image == "" {
+			continue
+		}
+		var err error
+		if m.ImageID, err = s.o.Images.Resolve(ctx, m.Image); err != nil {
+			return volumeFailed(fmt.Errorf("%s.image: %w: %q is not here, pull it first: %w", index("mounts", i), runtime.ErrImageVolume, m.Image, err))
+		}
+	}
+	return nil
+}
+
+// volumeFailed begins an error about an image volume with the word by which
+// the kubelet knows it.
+func volumeFailed(err error) error {
+	if errors.Is(err, runtime.ErrImageVolume) {
+		return fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err)
+	}
+	return err
 }
 
 // container finds a container. What cannot be an id names nothing.
@@ -229,6 +257,11 @@ func criMount(m runtime.Mount) *cri.Mount {
 		SelinuxRelabel:    m.SELinuxRelabel,
 		UidMappings:       criMappings(m.UIDMappings),
 		GidMappings:       criMappings(m.GIDMappings),
+		ImageSubPath:      m.ImageSubPath,
+		MountOptions:      m.Options,
+	}
+	if m.Image != "" {
+		out.Image = &cri.ImageSpec{Image: m.Image, ImageRef: m.ImageID}
 	}
 	switch m.Propagation {
 	case runtime.PropagationHostToContain:

@@ -170,9 +170,11 @@ var fields = map[string]field{
 	"Mount.uidMappings":         {does: honoured, why: "with gidMappings, by a handler that has id-mapped mounts", ctr: ctrMount(mapped)},
 	"Mount.gidMappings":         {does: honoured, why: "with uidMappings, by a handler that has id-mapped mounts", ctr: ctrMount(mapped)},
 	"Mount.recursive_read_only": {does: honoured, why: "refused without readonly, with propagation, or by a handler that cannot", ctr: ctrMount(func(m *cri.Mount) { m.Readonly, m.RecursiveReadOnly = true, true })},
-	"Mount.image":               {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.HostPath, m.Image = "", &cri.ImageSpec{Image: "i"} })},
-	"Mount.image_sub_path":      {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.ImageSubPath = "a" })},
-	"Mount.mount_options":       {does: refused, why: "not supported yet", ctr: ctrMount(func(m *cri.Mount) { m.MountOptions = []string{"noexec"} })},
+	"Mount.image":               {does: honoured, why: "in place of host_path, read-only and private", ctr: ctrMount(func(m *cri.Mount) { m.HostPath, m.Image = "", &cri.ImageSpec{Image: "i"} })},
+	"Mount.image_sub_path": {does: honoured, why: "with image, inside it", ctr: ctrMount(func(m *cri.Mount) {
+		m.HostPath, m.Image, m.ImageSubPath = "", &cri.ImageSpec{Image: "i"}, "a"
+	})},
+	"Mount.mount_options": {does: honoured, why: "those that take rights away", ctr: ctrMount(func(m *cri.Mount) { m.MountOptions = []string{"noexec"} })},
 
 	"Device.container_path": {does: honoured, why: "empty is the host's path", ctr: func(c *cri.ContainerConfig) { c.Devices[0].ContainerPath = "/dev/x" }},
 	"Device.host_path":      {does: honoured, ctr: func(c *cri.ContainerConfig) { c.Devices[0].HostPath = "/dev/zero" }},

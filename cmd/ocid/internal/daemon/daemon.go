@@ -172,6 +172,9 @@ func (d *parts) owned() func(id string) bool {
 	ids := map[string]bool{}
 	for _, c := range d.manager.Containers() {
 		ids[string(c.ID)] = true
+		for _, v := range c.VolumeIDs() {
+			ids[v] = true
+		}
 	}
 	return func(id string) bool { return ids[id] }
 }
