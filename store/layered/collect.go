@@ -126,6 +126,11 @@ func (s *Store) sweepLocked() error {
 	if err := emptyDir(s.names.tmp); err != nil {
 		return err
 	}
+	// Unpacked layers that no process holds any more; the driver has no other
+	// state to clean, as its directory is not mounted.
+	if err := s.driver.Cleanup(); err != nil {
+		return err
+	}
 	layers, err := s.lib.Layers()
 	if err != nil {
 		return err

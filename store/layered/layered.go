@@ -36,6 +36,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/opencontainers/go-digest"
 	"go.podman.io/storage"
 	graphdriver "go.podman.io/storage/drivers"
 	"go.podman.io/storage/types"
@@ -53,8 +54,6 @@ type Options struct {
 }
 
 // Store implements store.Images and store.RootFSes, and is where pulls go.
-// A program that opens one must call reexec.Init first thing in main: layers
-// are unpacked by a child of the same binary.
 type Store struct {
 	opts   Options
 	lib    storage.Store
@@ -66,6 +65,9 @@ type Store struct {
 
 	lowersMu sync.Mutex
 	lowers   map[string][]string // top layer -> directories, topmost first; immutable once known
+
+	flightsMu sync.Mutex
+	flights   map[digest.Digest]*flight // blobs on their way in
 
 	usage usageCounter
 	dirty atomic.Bool // a pull failed and its layers could not be swept yet
@@ -90,7 +92,7 @@ func Open(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("store root %q: not an absolute path: %w", p, store.ErrInvalid)
 		}
 	}
-	s := &Store{opts: opts, lowers: map[string][]string{}, names: paths{
+	s := &Store{opts: opts, lowers: map[string][]string{}, flights: map[digest.Digest]*flight{}, names: paths{
 		storage:  filepath.Join(opts.Root, "storage"),
 		rootfs:   filepath.Join(opts.Root, "rootfs"),
 		pins:     filepath.Join(opts.Root, "pins"),

@@ -54,7 +54,11 @@ func (s *Store) sweep() {
 
 // Destination returns where to copy an image that shall get this name.
 func (s *Store) Destination(name reference.Named) (imagetypes.ImageReference, error) {
-	return istorage.Transport.NewStoreReference(s.lib, name, "")
+	ref, err := istorage.Transport.NewStoreReference(s.lib, name, "")
+	if err != nil {
+		return nil, err
+	}
+	return target{ref, s, name}, nil
 }
 
 // Has says whether the image is here and whole. A broken one that no root file

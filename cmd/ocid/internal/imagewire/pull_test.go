@@ -490,7 +490,7 @@ func TestFullDisk(t *testing.T) {
 	root := tmpfs(t, "40m")
 	n := newNode(t, setup{root: filepath.Join(root, "root"), conf: insecure(u.host)})
 	ballast := filepath.Join(root, "ballast")
-	must(t, os.WriteFile(ballast, make([]byte, 30<<20), 0o600))
+	must(t, os.WriteFile(ballast, make([]byte, 35<<20), 0o600))
 	_, err = n.Pull(t.Context(), pull.Request{Reference: tag})
 	if !errors.Is(err, pull.ErrNoSpace) || !strings.Contains(err.Error(), root) {
 		t.Fatalf("error %v, want %v naming %s", err, pull.ErrNoSpace, root)
