@@ -256,6 +256,7 @@ func (f *fakeMonitor) PIDNamespace(context.Context) (int, error)        { return
 func (f *fakeMonitor) PodNamespaces(context.Context, runtime.UserNamespace, []string) (int, error) {
 	return 1, nil
 }
+
 func (f *fakeMonitor) Shutdown(ctx context.Context) error {
 	if f.isDead() {
 		return runtime.ErrUnavailable

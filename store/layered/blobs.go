@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -22,6 +23,7 @@ import (
 // it has become a layer.
 type staged struct {
 	s      *Store
+	blob   digest.Digest
 	diffID digest.Digest
 
 	mu      sync.Mutex
@@ -29,21 +31,18 @@ type staged struct {
 	holders int                                 // guarded by mu
 }
 
-func (st *staged) hold() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.holders++
-}
-
 func (st *staged) release() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.holders--; st.holders > 0 || st.out == nil {
+	if st.holders--; st.holders > 0 {
 		return
 	}
-	// What cannot be removed now goes with the next Collect.
-	_ = st.s.lib.CleanupStagedLayer(st.out)
-	st.out = nil
+	st.s.forgetFlight(st)
+	if st.out != nil {
+		// What cannot be removed now goes with the next Collect.
+		_ = st.s.lib.CleanupStagedLayer(st.out)
+		st.out = nil
+	}
 }
 
 // apply makes it the layer id on top of parent. It says false when that was
@@ -64,6 +63,8 @@ func (st *staged) apply(id, parent string) (bool, error) {
 		return true, nil // another process was faster; release removes ours
 	}
 	if err == nil {
+		// The library moves the tree out of its directory and leaves that.
+		_ = os.Remove(filepath.Dir(st.out.Target))
 		st.out = nil
 	}
 	return true, err
@@ -97,7 +98,7 @@ func (s *Store) stage(ctx context.Context, blob digest.Digest, stream io.Reader)
 		}
 		return nil, err
 	}
-	return &staged{s: s, diffID: out.UncompressedDigest, out: out, holders: 1}, nil
+	return &staged{s: s, blob: blob, diffID: out.UncompressedDigest, out: out, holders: 1}, nil
 }
 
 // differ implements graphdriver.Differ with package layer.
@@ -148,7 +149,8 @@ func (d *differ) ApplyDiff(dest string, _ *archive.TarOptions, o *graphdriver.Di
 // Close implements graphdriver.Differ.
 func (d *differ) Close() error { return nil }
 
-// flight is a blob on its way into the store.
+// flight is a blob on its way into the store, or unpacked there while the pull
+// that brought it goes on.
 type flight struct {
 	done chan struct{}
 	st   *staged // set before done is closed; nil if it failed
@@ -176,6 +178,20 @@ func (s *Store) lead(ctx context.Context, blob digest.Digest) (*staged, *flight,
 		if st := f.share(); st != nil {
 			return st, nil, nil
 		}
+		s.flightsMu.Lock()
+		if s.flights[blob] == f {
+			delete(s.flights, blob)
+		}
+		s.flightsMu.Unlock()
+	}
+}
+
+// forgetFlight ends the sharing of a layer that nobody holds any more.
+func (s *Store) forgetFlight(st *staged) {
+	s.flightsMu.Lock()
+	defer s.flightsMu.Unlock()
+	if f := s.flights[st.blob]; f != nil && f.st == st {
+		delete(s.flights, st.blob)
 	}
 }
 
@@ -186,7 +202,7 @@ func (f *flight) share() *staged {
 	}
 	f.st.mu.Lock()
 	defer f.st.mu.Unlock()
-	if f.st.holders == 0 && f.st.out == nil {
+	if f.st.holders == 0 {
 		return nil
 	}
 	f.st.holders++
@@ -199,7 +215,7 @@ func (s *Store) land(blob digest.Digest, f *flight, st *staged) {
 	s.flightsMu.Lock()
 	defer s.flightsMu.Unlock()
 	f.st = st
-	if s.flights[blob] == f {
+	if st == nil && s.flights[blob] == f {
 		delete(s.flights, blob)
 	}
 	close(f.done)

@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -176,7 +177,10 @@ func TestFullDisk(t *testing.T) {
 	must[string](t)(e.Pull(ctx, harness.Busybox)) // makes what is made once
 	t.Run("pull", func(t *testing.T) {
 		noLeaks(t, e)
-		big := must[*images.Layer](t)(images.NewLayer(func(b *images.Builder) { b.File("big", make([]byte, 64<<20), 0o644) }))
+		// Not zeros: a file of those is a hole and takes no room.
+		content := make([]byte, 64<<20)
+		must[int](t)(rand.NewChaCha8([32]byte{}).Read(content))
+		big := must[*images.Layer](t)(images.NewLayer(func(b *images.Builder) { b.File("big", content, 0o644) }))
 		img := must[v1.Image](t)(images.New(true, v1.Config{Cmd: []string{"/big"}}, big))
 		must[v1.Hash](t)(e.Registry.Add("tests/too-big:latest", img))
 		_, err := e.Pull(ctx, "docker.io/tests/too-big:latest")

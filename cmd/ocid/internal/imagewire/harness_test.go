@@ -176,11 +176,11 @@ func (n *node) get(t *testing.T, ref string) pull.Result {
 func (n *node) left(t *testing.T) []string {
 	t.Helper()
 	var out []string
-	for _, pattern := range []string{"tmp/*", "storage/overlay/[0-9a-f]*", "storage/overlay-images/[0-9a-f]*", "storage/overlay/tempdirs/*/*"} {
+	for _, pattern := range []string{"tmp/*", "storage/overlay/[0-9a-f]*", "storage/overlay-images/[0-9a-f]*", "storage/overlay/tempdirs/*/*", "storage/overlay/staging/*"} {
 		m, err := filepath.Glob(filepath.Join(n.dir, pattern))
 		must(t, err)
 		for _, p := range m {
-			if st, err := os.Stat(p); err == nil && len(filepath.Base(p)) >= 20 && st.IsDir() || strings.HasPrefix(pattern, "tmp") {
+			if st, err := os.Stat(p); err == nil && len(filepath.Base(p)) >= 20 && st.IsDir() || strings.HasPrefix(pattern, "tmp") || strings.Contains(pattern, "staging") {
 				out = append(out, p)
 			}
 		}
