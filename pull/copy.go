@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -15,6 +14,7 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
+	"go.podman.io/storage/pkg/configfile"
 
 	"github.com/ocid-io/ocid/internal/stages"
 )
@@ -240,7 +240,7 @@ func (r *remote) allowed(ctx context.Context, policy *signature.PolicyContext) e
 // everything, and is told so once.
 func (p *Puller) policy(sys *types.SystemContext) (*signature.PolicyContext, error) {
 	policy, err := signature.DefaultPolicy(sys)
-	if err != nil && errors.Is(err, fs.ErrNotExist) && p.opts.PolicyFile == "" {
+	if errors.Is(err, configfile.ErrConfigFileNotFound) && p.opts.PolicyFile == "" {
 		p.warn.Do(func() {
 			p.log.Warn("no policy.json found: images are accepted without signatures")
 		})
