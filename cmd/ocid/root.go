@@ -38,7 +38,7 @@ func newRoot() *cobra.Command {
 	f.StringVar(&g.level, "log-level", "", "debug, info, warn or error (default info)")
 	f.StringVar(&g.format, "log-format", "", "text or json (default text)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(versionCommand(), serveCommand(g), configCommand(g), docsCommand(), generatecmd.Command())
+	root.AddCommand(versionCommand(), serveCommand(g), configCommand(g), doctorCommand(g), docsCommand(), generatecmd.Command())
 	root.AddCommand(imagecmd.Commands(func() (*layered.Store, *pull.Puller, error) {
 		c, err := g.load()
 		if err != nil {

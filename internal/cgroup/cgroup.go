@@ -105,6 +105,27 @@ func (fs *FS) addV1(point string, options []string) {
 	}
 }
 
+// Parse finds the hierarchies in the text of a mountinfo file.
+func Parse(mountinfo []byte) (*FS, error) { return parse(mountinfo) }
+
+// Controllers lists what can be limited, in any hierarchy; root is where the
+// mount points are found, "/" on the host itself.
+func (fs *FS) Controllers(root string) []string {
+	var out []string
+	for name := range fs.v1 {
+		if !strings.HasPrefix(name, "name=") {
+			out = append(out, name)
+		}
+	}
+	if fs.v2 != "" {
+		if b, err := os.ReadFile(filepath.Join(root, fs.v2, "cgroup.controllers")); err == nil {
+			out = append(out, strings.Fields(string(b))...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // Mode tells what the host has.
 func (fs *FS) Mode() Mode { return fs.mode }
 

@@ -264,3 +264,41 @@ func TestRuntimeNotReady(t *testing.T) {
 		t.Errorf("without its monitor the runtime says %v", c)
 	}
 }
+
+// A root that turns read-only under the daemon is told by Status and doctor.
+func TestDoctorAndReadOnlyRoot(t *testing.T) {
+	e, ctx := own(t, harness.Options{TmpRoot: "256m"})
+	failed := func() []string {
+		out, err := e.Ocid(ctx, "doctor", "-o", "json")
+		end := strings.LastIndexByte(out, ']') + 1
+		var found []struct{ Area, Check, Status, Found, Cost, Mend string }
+		if jerr := json.Unmarshal([]byte(out[:end]), &found); jerr != nil {
+			t.Fatalf("%v in\n%s", jerr, out)
+		}
+		var names []string
+		for _, f := range found {
+			if f.Status != "ok" && (f.Cost == "" || f.Mend == "") {
+				t.Errorf("no cost or cure: %+v", f)
+			}
+			if f.Status == "fail" {
+				names = append(names, f.Area+"/"+f.Check)
+			}
+		}
+		if (err != nil) != (len(names) > 0) {
+			t.Errorf("doctor ended with %v, and what failed is %v", err, names)
+		}
+		return names
+	}
+	if names := failed(); len(names) != 0 {
+		t.Errorf("on a machine that runs pods, doctor says that %v failed", names)
+	}
+	check(t, unix.Mount("", e.Root, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	if names := failed(); !slices.Contains(names, "mounts/root writable") {
+		t.Errorf("doctor does not see that the root is read-only: %v", names)
+	}
+	st := must[*runtimeapi.StatusResponse](t)(e.Runtime.Status(ctx, &runtimeapi.StatusRequest{}))
+	if c := st.Status.Conditions[0]; c.Status || !strings.Contains(c.Message, e.Root) {
+		t.Errorf("with a read-only root the runtime says %v", c)
+	}
+	check(t, unix.Mount("", e.Root, "", unix.MS_REMOUNT, ""))
+}
