@@ -7,6 +7,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -47,6 +48,8 @@ type Options struct {
 	ExtraTOML string    // appended to the configuration
 	CNIDir    string    // directory of network plugins; "" is Debian's
 	NetNS     string    // network namespace of the daemon, a path; "" is the caller's
+	Listen    string    // address of the registry; "" is a port of loopback
+	Subnet    string    // addresses of pods, routed and not masqueraded; "" is a private one
 	Prelude   func(*Env) error
 }
 
@@ -68,9 +71,10 @@ type Env struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Image   runtimeapi.ImageServiceClient
 
-	conn  *grpc.ClientConn
-	log   *os.File
-	netns string
+	conn   *grpc.ClientConn
+	log    *os.File
+	netns  string
+	subnet string
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd
@@ -119,7 +123,7 @@ func New(ctx context.Context, o Options) (e *Env, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e = &Env{Bin: filepath.Join(repo, "bin"), netns: o.NetNS}
+	e = &Env{Bin: filepath.Join(repo, "bin"), netns: o.NetNS, subnet: o.Subnet}
 	if b := os.Getenv("OCID_BIN"); b != "" {
 		e.Bin = b
 	}
@@ -145,7 +149,7 @@ func New(ctx context.Context, o Options) (e *Env, err error) {
 	if err := e.lay(o); err != nil {
 		return nil, err
 	}
-	if e.Registry, err = registry.Start("127.0.0.1:0", layouts...); err != nil {
+	if e.Registry, err = registry.Start(cmp.Or(o.Listen, "127.0.0.1:0"), layouts...); err != nil {
 		return nil, err
 	}
 	if err := e.configure(o); err != nil {
@@ -241,9 +245,9 @@ const conflist = `{
   "cniVersion": "1.0.0",
   "name": "ocid-test",
   "plugins": [
-    {"type": "bridge", "bridge": "ocidbr0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+    {"type": "bridge", "bridge": "ocidbr0", "isGateway": true, "ipMasq": %t, "hairpinMode": true,
      "ipam": {"type": "host-local", "dataDir": %q,
-              "ranges": [[{"subnet": "10.89.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+              "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }
@@ -251,7 +255,8 @@ const conflist = `{
 
 // WriteBridge writes the bridge network's configuration.
 func (e *Env) WriteBridge() error {
-	return os.WriteFile(filepath.Join(e.CNIConf, "10-bridge.conflist"), fmt.Appendf(nil, conflist, e.CNIState), 0o644)
+	masq, subnet := e.subnet == "", cmp.Or(e.subnet, "10.89.0.0/16")
+	return os.WriteFile(filepath.Join(e.CNIConf, "10-bridge.conflist"), fmt.Appendf(nil, conflist, masq, e.CNIState, subnet), 0o644)
 }
 
 func (e *Env) configure(o Options) error {
