@@ -59,7 +59,7 @@ install: build ## binaries, systemd unit and socket, default configuration, man 
 test: ## everything: build, unit, integration, critest, random kill, kubelet
 	@hack/test unit integration critest randomkill kubelet
 
-.PHONY: test-unit test-integration test-critest test-randomkill test-endurance test-kubelet test-vm
+.PHONY: test-unit test-integration test-critest test-randomkill test-endurance test-kubelet test-cluster test-vm
 test-unit: ## unit tests under the race detector
 	@hack/test unit
 test-vm: ## integration and critest on cgroup v2 with systemd and AppArmor, in a virtual machine
@@ -72,6 +72,8 @@ test-randomkill: ## 300 pod lifecycles with kill -9 at random
 	@hack/test randomkill
 test-kubelet: ## a real kubelet with static pods (builds it once: about five minutes)
 	@hack/test kubelet
+test-cluster: ## ocid under a whole control plane, one node and two (needs etcd-server; not in .ci/run)
+	@hack/test cluster
 test-endurance: ## 2,000 pods by ten clients, with faults, and the daemon as it was at the end
 	@hack/test endurance
 
