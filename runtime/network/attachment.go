@@ -90,6 +90,7 @@ func (n *CNI) removeRecord(id runtime.PodID) error {
 	if err := os.Remove(n.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget network attachment: %w", err)
 	}
+	n.releasePorts(id)
 	return nil
 }
 

@@ -58,6 +58,7 @@ type CNI struct {
 	status   error                      // guarded by mu: last answer to STATUS
 	statusAt time.Time                  // guarded by mu
 	statusOf uint64                     // guarded by mu: load of the configuration it is about
+	ports    hostPorts                  // guarded by mu
 }
 
 // podLock serialises the operations of one pod.
@@ -192,7 +193,11 @@ func (n *CNI) Add(ctx context.Context, id runtime.PodID, cfg runtime.PodConfig, 
 	if err := n.del(ctx, id, netns); err != nil {
 		return nil, fmt.Errorf("undo an earlier attachment: %w", err)
 	}
+	if err := n.reservePorts(a); err != nil {
+		return nil, err
+	}
 	if err := n.writeRecord(a); err != nil {
+		n.releasePorts(id)
 		return nil, err
 	}
 	ips, err := n.add(ctx, list, a)
@@ -250,6 +255,26 @@ func (n *CNI) add(ctx context.Context, list *libcni.NetworkConfigList, a *attach
 		return nil, errors.New("the plugins gave the pod no address")
 	}
 	return ips, nil
+}
+
+// Check asks the plugins whether the pod's attachment is as they made it.
+func (n *CNI) Check(ctx context.Context, id runtime.PodID) error {
+	n.gate.RLock()
+	defer n.gate.RUnlock()
+	defer n.hold(id)()
+	a, list, err := n.readRecord(id)
+	if err != nil {
+		return err
+	}
+	if a == nil {
+		return fmt.Errorf("%w: pod %s is not attached to a network", runtime.ErrNotFound, id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.timeout)
+	defer cancel()
+	if err := n.cni.CheckNetworkList(ctx, list, a.runtimeConf(a.NetNS)); err != nil {
+		return fmt.Errorf("network %q: %w", list.Name, err)
+	}
+	return nil
 }
 
 // Del detaches with the configuration that the pod was attached with. It does

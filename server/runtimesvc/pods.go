@@ -90,7 +90,7 @@ func (s *Service) RemovePodSandbox(ctx context.Context, req *cri.RemovePodSandbo
 }
 
 // PodSandboxStatus describes one pod.
-func (s *Service) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+func (s *Service) PodSandboxStatus(ctx context.Context, req *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
 	p, err := s.pod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, s.err(err)
@@ -105,9 +105,14 @@ func (s *Service) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusR
 		}
 	}
 	if req.GetVerbose() {
-		resp.Info = s.verbose(map[string]any{"info": map[string]any{
-			"pid": p.MonitorPID, "state": p.State, "intents": p.Intents, "config": p.Config,
-		}})
+		info := map[string]any{"pid": p.MonitorPID, "state": p.State, "intents": p.Intents, "config": p.Config}
+		if n, ok := s.o.Node.(NetworkChecker); ok && runtime.Has(p.Intents, runtime.IntentNetwork) {
+			info["network"] = "as attached"
+			if err := n.CheckNetwork(ctx, p.ID); err != nil {
+				info["network"] = err.Error()
+			}
+		}
+		resp.Info = s.verbose(map[string]any{"info": info})
 	}
 	return resp, nil
 }

@@ -86,6 +86,12 @@ type Node interface {
 	CgroupDriver() string
 }
 
+// NetworkChecker may be implemented by a Node to have a pod's attachment looked
+// at by the network's plugins, for a verbose status.
+type NetworkChecker interface {
+	CheckNetwork(ctx context.Context, id runtime.PodID) error
+}
+
 // ImageResolver finds the id of an image that is here.
 type ImageResolver interface {
 	Resolve(ctx context.Context, ref string) (id string, err error)

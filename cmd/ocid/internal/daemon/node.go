@@ -80,3 +80,6 @@ func (n node) UpdateRuntimeConfig(podCIDR string) error {
 
 // CgroupDriver implements runtimesvc.Node.
 func (n node) CgroupDriver() string { return n.driver }
+
+// CheckNetwork implements runtimesvc.NetworkChecker.
+func (n node) CheckNetwork(ctx context.Context, id runtime.PodID) error { return n.cni.Check(ctx, id) }
