@@ -91,10 +91,10 @@ func (m *Manager) existingContainer(ctx context.Context, old runtime.Container, 
 // makeContainer makes what the intents announce and records the container created.
 func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig) error {
 	end := op.enter(ctx, "rootfs")
-	root, err := m.o.Images.Prepare(ctx, RootFSRequest{ID: string(c.ID), ImageID: img.ID, User: p.Config.Namespaces.User})
+	root, err := m.prepareRoot(ctx, p, c, img)
 	end()
 	if err != nil {
-		return fmt.Errorf("prepare the root file system: %w", err)
+		return err
 	}
 	defer m.holdPlugins()()
 	end = op.enter(ctx, "spec")
@@ -131,17 +131,17 @@ func (m *Manager) makeContainer(ctx context.Context, op *operation, p runtime.Po
 }
 
 // writeBundle resolves all outside facts, builds the OCI spec and writes it.
-func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root string) error {
+func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod, c *runtime.Container, img runtime.ImageConfig, root rootFS) error {
 	mounts, err := m.mounts(ctx, op, p, c)
 	if err != nil {
 		return err
 	}
-	user, home, err := spec.ResolveUser(root, img, c.Config.Security)
+	user, home, err := spec.ResolveUser(root.path, img, c.Config.Security)
 	if err != nil {
 		return err
 	}
 	c.User = &user
-	in, err := m.specInput(p, c, img, root)
+	in, err := m.specInput(p, c, img, root.path)
 	if err != nil {
 		return err
 	}
@@ -158,6 +158,9 @@ func (m *Manager) writeBundle(ctx context.Context, op *operation, p runtime.Pod,
 		return err
 	}
 	if err := m.adjust(ctx, op, p, c, s); err != nil {
+		return err
+	}
+	if err := m.settleRoot(ctx, p, c, root, s); err != nil {
 		return err
 	}
 	b, err := spec.Marshal(s)

@@ -59,6 +59,7 @@ type Manager struct {
 	journal *journal // what o.Ledger is
 
 	flights  flights
+	lacking  lacking
 	counters counters
 	podTurn  turns
 	ctrTurn  turns
