@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -24,36 +23,6 @@ func TestParseModes(t *testing.T) {
 	}
 	if _, err := parse(nil); err == nil {
 		t.Error("no hierarchy must be an error")
-	}
-}
-
-func TestStatsV2(t *testing.T) {
-	root := t.TempDir()
-	for name, data := range map[string]string{
-		"cpu.stat":       "usage_usec 5\nuser_usec 3\n",
-		"memory.current": "1000\n", "memory.max": "5000\n", "memory.swap.max": "max\n", "memory.swap.current": "7\n",
-		"memory.stat":  "anon 300\ninactive_file 400\npgfault 8\npgmajfault 2\n",
-		"pids.current": "3\n", "pids.max": "max\n",
-	} {
-		if err := os.MkdirAll(root+"/a", 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, "a", name), []byte(data), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	fs := &FS{mode: Unified, v2: root, roots: []string{root}}
-	got, err := fs.Stats("/a")
-	got.Timestamp = 0
-	want := Stats{
-		CPUNanos: 5000, MemoryUsage: 1000, MemoryWorkingSet: 600, MemoryRSS: 300, MemoryLimit: 5000,
-		MemoryAvailable: 4400, PageFaults: 8, MajorPageFaults: 2, SwapUsage: 7, Pids: 3,
-	}
-	if err != nil || got != want {
-		t.Fatalf("%+v, %v", got, err)
-	}
-	if _, err := fs.Stats("/absent"); !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
 	}
 }
 

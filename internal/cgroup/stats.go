@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stats is what a group has used. A field that the kernel does not tell is zero.
+// Stats is what a group, and all below it, has used. A field that the kernel
+// does not tell is zero.
 type Stats struct {
 	Timestamp int64  // nanoseconds since the epoch
 	CPUNanos  uint64 // CPU time used
@@ -25,8 +26,55 @@ type Stats struct {
 	SwapUsage        uint64
 	SwapLimit        uint64 // 0: none
 
-	Pids      uint64
+	MemoryCache        uint64 // page cache
+	MemoryMapped       uint64 // mapped files
+	MemoryActiveFile   uint64
+	MemoryInactiveFile uint64
+
+	Pids      uint64 // threads, as the pids controller counts
 	PidsLimit uint64 // 0: none
+	Processes uint64
+
+	Pressure *Pressure // nil where the kernel does not measure it
+	Detail   *Detail   // nil unless asked for
+}
+
+// Detail is what costs more files to read and few ask for.
+type Detail struct {
+	CPUUser, CPUSystem uint64 // nanoseconds
+
+	Periods          uint64 // of the CPU quota that passed
+	ThrottledPeriods uint64
+	ThrottledNanos   uint64
+	Bursts           uint64
+	BurstNanos       uint64
+
+	MemoryMax      uint64 // highest usage so far
+	MemoryKernel   uint64
+	MemoryFailures uint64 // times that usage ran into the limit
+	OOMKills       uint64
+
+	IO []DeviceIO // by device number
+}
+
+// DeviceIO counts what went to and came from one block device.
+type DeviceIO struct {
+	Major, Minor uint32
+
+	ReadBytes, WriteBytes, DiscardBytes uint64
+	Reads, Writes, Discards             uint64
+}
+
+// Pressure is the time that tasks lost waiting (Documentation/accounting/psi.rst).
+type Pressure struct{ CPU, Memory, IO Stall }
+
+// Stall is one resource's pressure: some tasks waited, or all did.
+type Stall struct{ Some, Full StallTime }
+
+// StallTime is a share of time in percent over three windows, and its sum.
+type StallTime struct {
+	Avg10, Avg60, Avg300 float64
+	TotalNanos           uint64
 }
 
 // CoreNanos is the CPU in use between two readings, in nanoseconds per second
@@ -41,11 +89,16 @@ func CoreNanos(before, after Stats) uint64 {
 
 const unlimitedV1 = 1 << 62 // v1 says "no limit" with the largest page-aligned int64
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, 8<<10); return &b }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
 
 // Stats reads what the group uses. A group that is absent is an error that
 // wraps os.ErrNotExist.
-func (fs *FS) Stats(path string) (Stats, error) {
+func (fs *FS) Stats(path string) (Stats, error) { return fs.stats(path, false) }
+
+// DetailedStats is Stats with its Detail.
+func (fs *FS) DetailedStats(path string) (Stats, error) { return fs.stats(path, true) }
+
+func (fs *FS) stats(path string, detail bool) (Stats, error) {
 	path, err := clean(path)
 	if err != nil {
 		return Stats{}, err
@@ -54,6 +107,9 @@ func (fs *FS) Stats(path string) (Stats, error) {
 	defer buffers.Put(bp)
 	r := reader{buf: *bp}
 	s := Stats{Timestamp: time.Now().UnixNano()}
+	if detail {
+		s.Detail = &Detail{}
+	}
 	if fs.mode == Unified {
 		r.v2(&s, fs.v2+path)
 	} else {
@@ -62,10 +118,34 @@ func (fs *FS) Stats(path string) (Stats, error) {
 	if !r.any {
 		return Stats{}, &os.PathError{Op: "cgroup stats", Path: path, Err: os.ErrNotExist}
 	}
+	if fs.v2 != "" {
+		s.Pressure = r.pressure(fs.v2 + path)
+	}
 	if s.MemoryLimit > s.MemoryWorkingSet {
 		s.MemoryAvailable = s.MemoryLimit - s.MemoryWorkingSet
 	}
 	return s, r.err
+}
+
+// CPU reads the CPU time that the group has used and nothing else: as long as
+// it stands still nothing has run there.
+func (fs *FS) CPU(path string) (nanos uint64, err error) {
+	path, err = clean(path)
+	if err != nil {
+		return 0, err
+	}
+	bp := buffers.Get().(*[]byte)
+	defer buffers.Put(bp)
+	r := reader{buf: *bp}
+	if fs.mode == Unified {
+		nanos = r.cpuV2(fs.v2+path, nil)
+	} else if root := fs.v1["cpuacct"]; root != "" {
+		nanos = number(r.read(root + path + "/cpuacct.usage"))
+	}
+	if !r.any {
+		return 0, &os.PathError{Op: "cgroup CPU", Path: path, Err: os.ErrNotExist}
+	}
+	return nanos, r.err
 }
 
 // reader reads small files into one buffer. any is set once a file was there.
@@ -75,80 +155,12 @@ type reader struct {
 	err error
 }
 
-func (r *reader) v2(s *Stats, dir string) {
-	var inactive, usec uint64
-	pairs(r.read(dir+"/cpu.stat"), func(key []byte, v uint64) {
-		if string(key) == "usage_usec" {
-			usec = v
-		}
-	})
-	s.CPUNanos = usec * 1000
-	pairs(r.read(dir+"/memory.stat"), func(key []byte, v uint64) {
-		switch string(key) {
-		case "anon":
-			s.MemoryRSS = v
-		case "inactive_file":
-			inactive = v
-		case "pgfault":
-			s.PageFaults = v
-		case "pgmajfault":
-			s.MajorPageFaults = v
-		}
-	})
-	s.MemoryUsage = number(r.read(dir + "/memory.current"))
-	s.MemoryWorkingSet = less(s.MemoryUsage, inactive)
-	s.MemoryLimit = number(r.read(dir + "/memory.max"))
-	s.SwapUsage = number(r.read(dir + "/memory.swap.current"))
-	s.SwapLimit = number(r.read(dir + "/memory.swap.max"))
-	s.Pids = number(r.read(dir + "/pids.current"))
-	s.PidsLimit = number(r.read(dir + "/pids.max"))
-}
-
-func (r *reader) v1(s *Stats, roots map[string]string, path string) {
-	if root := roots["cpuacct"]; root != "" {
-		s.CPUNanos = number(r.read(root + path + "/cpuacct.usage"))
-	}
-	if root := roots["memory"]; root != "" {
-		var inactive, memsw uint64
-		pairs(r.read(root+path+"/memory.stat"), func(key []byte, v uint64) {
-			switch string(key) {
-			case "total_rss":
-				s.MemoryRSS = v
-			case "total_inactive_file":
-				inactive = v
-			case "total_pgfault":
-				s.PageFaults = v
-			case "total_pgmajfault":
-				s.MajorPageFaults = v
-			case "total_swap":
-				s.SwapUsage = v
-			case "hierarchical_memory_limit":
-				s.MemoryLimit = v
-			case "hierarchical_memsw_limit":
-				memsw = v
-			}
-		})
-		s.MemoryUsage = number(r.read(root + path + "/memory.usage_in_bytes"))
-		s.MemoryWorkingSet = less(s.MemoryUsage, inactive)
-		if s.MemoryLimit >= unlimitedV1 {
-			s.MemoryLimit = 0
-		}
-		if memsw < unlimitedV1 {
-			s.SwapLimit = less(memsw, s.MemoryLimit)
-		}
-	}
-	if root := roots["pids"]; root != "" {
-		s.Pids = number(r.read(root + path + "/pids.current"))
-		s.PidsLimit = number(r.read(root + path + "/pids.max"))
-	}
-}
-
 // read returns the file's content, valid until the next read; nothing for a
 // file that is absent, which is how a controller that is off shows.
 func (r *reader) read(path string) []byte {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		if err != unix.ENOENT {
+		if err != unix.ENOENT && err != unix.EOPNOTSUPP {
 			r.fail(path, err)
 		}
 		return nil

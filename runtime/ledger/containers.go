@@ -88,6 +88,15 @@ func (l *Ledger) Container(id runtime.ContainerID) (runtime.Container, error) {
 	return cloneContainer(rec), nil
 }
 
+// ContainerView returns the ledger's own record, which nobody may change.
+func (l *Ledger) ContainerView(id runtime.ContainerID) (*runtime.Container, error) {
+	rec := l.containerRec(id)
+	if rec == nil {
+		return nil, fmt.Errorf("container %q: %w", id, runtime.ErrNotFound)
+	}
+	return rec, nil
+}
+
 // containerRec answers from memory; nil if there is no such record.
 func (l *Ledger) containerRec(id runtime.ContainerID) *runtime.Container {
 	l.mu.RLock()

@@ -341,5 +341,9 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 	if err := m.o.Ledger.PutContainer(c); err != nil {
 		return err
 	}
+	if m.o.UpperDir != nil {
+		// So that the first question after its size has an answer.
+		m.uppers.want(&m.liveOf(id).upper, m.o.UpperDir(string(id)), 0)
+	}
 	return m.containerStep(ctx, StepStarted, c)
 }

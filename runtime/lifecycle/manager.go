@@ -45,12 +45,6 @@ type Options struct {
 	FirstRetry    time.Duration // pause before a failed clean-up is tried again; 0 is a second
 }
 
-// UsageReader reads what a cgroup uses and what a directory tree takes.
-type UsageReader interface {
-	Cgroup(path string) (runtime.Usage, error)
-	Interfaces(netns string) ([]runtime.InterfaceUsage, error)
-}
-
 // Manager carries out operations on pods and containers.
 // Lock order: a pod's turn, then a container's turn, then mu.
 type Manager struct {
@@ -61,6 +55,7 @@ type Manager struct {
 	flights  flights
 	lacking  lacking
 	counters counters
+	uppers   uppers
 	podTurn  turns
 	ctrTurn  turns
 
@@ -69,6 +64,8 @@ type Manager struct {
 	mu   sync.Mutex
 	pods map[runtime.PodID]Monitor              // guarded by mu: connected monitors
 	live map[runtime.ContainerID]*liveContainer // guarded by mu
+	// podReadings are what was last read of pods; guarded by mu.
+	podReadings map[runtime.PodID]*reading
 	// retrying holds the objects whose clean-up is tried again; guarded by mu.
 	retrying map[string]bool
 }
@@ -79,6 +76,7 @@ type liveContainer struct {
 	once    sync.Once
 	process specs.Process // template for exec; Args empty until loaded
 	loaded  bool
+	usage   reading
 	upper   upperUsage
 }
 
@@ -103,7 +101,8 @@ func New(o Options) *Manager {
 		pods:    map[runtime.PodID]Monitor{},
 		live:    map[runtime.ContainerID]*liveContainer{},
 
-		retrying: map[string]bool{},
+		retrying:    map[string]bool{},
+		podReadings: map[runtime.PodID]*reading{},
 	}
 }
 
@@ -167,8 +166,11 @@ func (m *Manager) liveOf(id runtime.ContainerID) *liveContainer {
 
 func (m *Manager) forget(id runtime.ContainerID) {
 	m.mu.Lock()
-	delete(m.live, id)
-	m.mu.Unlock()
+	defer m.mu.Unlock()
+	if l := m.live[id]; l != nil {
+		l.upper.gone.Store(true)
+		delete(m.live, id)
+	}
 }
 
 // Pod finds a pod by id or by an unambiguous prefix of it.

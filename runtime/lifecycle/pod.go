@@ -311,6 +311,7 @@ func (m *Manager) dropMonitor(ctx context.Context, p runtime.Pod) error {
 	m.mu.Lock()
 	mon := m.pods[p.ID]
 	delete(m.pods, p.ID)
+	delete(m.podReadings, p.ID)
 	m.mu.Unlock()
 	var err error
 	if mon == nil {

@@ -56,6 +56,7 @@ type RecordViews interface {
 	// answer without a copy, "" for what there is not.
 	PodViews() []*runtime.Pod
 	PodState(id runtime.PodID) runtime.PodState
+	ContainerView(id runtime.ContainerID) (*runtime.Container, error) // ErrNotFound
 	ContainerViews() []*runtime.Container
 	ContainerViewsOf(id runtime.PodID) []*runtime.Container
 	ContainerState(id runtime.ContainerID) runtime.ContainerState

@@ -189,6 +189,7 @@ func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
 	}
 	m.mu.Lock()
 	delete(m.pods, pod)
+	delete(m.podReadings, pod)
 	m.mu.Unlock()
 	if err := m.killMonitor(p); err != nil {
 		return err

@@ -3,116 +3,235 @@ package lifecycle
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/ocid-io/ocid/runtime"
 )
 
-// upperAge is how old a writable layer's measure may be before the next
-// request has it measured again, beside the answer.
-const upperAge = 10 * time.Second
+// UsageReader reads what the kernel counts.
+type UsageReader interface {
+	// CPU reads only the CPU time of a cgroup: as long as it stands still,
+	// nothing has run there.
+	CPU(cgroup string) (nanos uint64, err error)
+	// Cgroup reads all, and with detail what is dearer to read.
+	Cgroup(cgroup string, detail bool) (runtime.Usage, error)
+	Interfaces(netns string) ([]runtime.InterfaceUsage, error)
+	// FileSystem adds the size of the file system that holds dir.
+	FileSystem(dir string, d *runtime.UsageDetail) error
+}
 
-// upperUsage caches what a writable layer takes; walking it is never done on
-// the path of a request but the first.
-type upperUsage struct {
-	mu      sync.Mutex
-	at      time.Time // guarded by mu, as all below
-	running bool
-	bytes   uint64
-	inodes  uint64
+// idleAge is how long a reading stands for a group in which nothing has run
+// since: the kernel may take pages back, and packets may come in, but no more.
+const idleAge = 10 * time.Second
+
+// reading is the last one of a cgroup. The zero value is none.
+type reading struct {
+	mu    sync.Mutex
+	usage runtime.Usage // guarded by mu, as all below; without Detail
+	at    time.Time
+	links []runtime.InterfaceUsage
+	// linksAt and linksCPU are when, and at which CPU time, links were read.
+	linksAt  time.Time
+	linksCPU uint64
+}
+
+// of reads the group, or gives the last reading if nothing has run since.
+func (r *reading) of(in UsageReader, cgroup string, detail bool) (runtime.Usage, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if !detail && !r.at.IsZero() && now.Sub(r.at) < idleAge {
+		if cpu, err := in.CPU(cgroup); err == nil && cpu == r.usage.CPUNanos {
+			u := r.usage
+			u.Timestamp = now.UnixNano()
+			return u, nil
+		}
+	}
+	u, err := in.Cgroup(cgroup, detail)
+	if err != nil {
+		return runtime.Usage{}, err
+	}
+	u.Timestamp = now.UnixNano()
+	u.ReadAt = u.Timestamp
+	r.usage, r.at = u, now
+	r.usage.Detail = nil
+	return u, nil
+}
+
+// network reads the interfaces, or gives the last reading as of does.
+func (r *reading) network(in UsageReader, netns string, cpu uint64) ([]runtime.InterfaceUsage, int64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	if cpu != r.linksCPU || r.linksAt.IsZero() || now.Sub(r.linksAt) >= idleAge {
+		links, err := in.Interfaces(netns)
+		if err != nil {
+			return nil, 0, err
+		}
+		r.links, r.linksAt, r.linksCPU = links, now, cpu
+	}
+	return r.links, r.linksAt.UnixNano(), nil
 }
 
 // ContainerUsage tells what the container uses; zero values for one that ended.
 func (m *Manager) ContainerUsage(_ context.Context, id runtime.ContainerID) (runtime.Usage, error) {
-	c, err := m.o.Ledger.Container(id)
+	return m.containerUsage(id, false)
+}
+
+// ContainerDetail is ContainerUsage with what is dearer to read.
+func (m *Manager) ContainerDetail(_ context.Context, id runtime.ContainerID) (runtime.Usage, error) {
+	return m.containerUsage(id, true)
+}
+
+func (m *Manager) containerUsage(id runtime.ContainerID, detail bool) (runtime.Usage, error) {
+	c, err := m.o.Ledger.ContainerView(id)
 	if err != nil {
 		return runtime.Usage{}, err
 	}
-	var u runtime.Usage
-	if c.State == runtime.ContainerRunning || c.State == runtime.ContainerCreated {
-		if u, err = m.o.Usage.Cgroup(c.CgroupPath); err != nil && !errors.Is(err, os.ErrNotExist) {
+	live, runs := m.liveIfAny(id), c.State == runtime.ContainerRunning || c.State == runtime.ContainerCreated
+	u := runtime.Usage{Timestamp: time.Now().UnixNano()}
+	u.ReadAt = u.Timestamp
+	if runs {
+		read, err := live.usage.of(m.o.Usage, c.CgroupPath, detail)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return u, err
 		}
+		if err == nil {
+			u = read
+		}
 	}
-	u.Timestamp = time.Now().UnixNano()
-	if m.o.UpperDir != nil {
-		dir := m.o.UpperDir(string(id))
-		u.UpperMount = dir
-		u.UpperBytes, u.UpperInodes = m.liveOf(id).upper.read(dir)
+	if m.o.UpperDir == nil {
+		return u, nil
+	}
+	u.UpperMount = m.o.UpperDir(string(id))
+	if runs {
+		m.uppers.want(&live.upper, u.UpperMount, u.CPUNanos)
+	}
+	u.UpperBytes, u.UpperInodes, u.UpperAt = live.upper.last()
+	if u.Detail != nil {
+		if err := m.o.Usage.FileSystem(u.UpperMount, u.Detail); err != nil {
+			m.log.Debug("size of a root file system's disk", "container", id, "error", err)
+		}
 	}
 	return u, nil
 }
 
-func (u *upperUsage) read(dir string) (bytes, inodes uint64) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.at.IsZero() {
-		u.bytes, u.inodes = walk(dir)
-		u.at = time.Now()
-	} else if time.Since(u.at) > upperAge && !u.running {
-		u.running = true
-		go func() {
-			b, n := walk(dir)
-			u.mu.Lock()
-			u.bytes, u.inodes, u.at, u.running = b, n, time.Now(), false
-			u.mu.Unlock()
-		}()
+// liveIfAny returns what is known of a live container, or something to work
+// with that is not kept: a reader must not make known again what was forgotten.
+func (m *Manager) liveIfAny(id runtime.ContainerID) *liveContainer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.live[id]; l != nil {
+		return l
 	}
-	return u.bytes, u.inodes
+	return &liveContainer{gone: make(chan struct{})}
 }
 
-// walk sums blocks and inodes below dir; what vanishes meanwhile is left out.
-func walk(dir string) (bytes, inodes uint64) {
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // what vanished or cannot be read is left out
+// podReading returns the pod's last reading, kept for as long as its monitor is.
+func (m *Manager) podReading(id runtime.PodID) *reading {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.podReadings[id]
+	if r == nil {
+		r = &reading{}
+		if m.pods[id] != nil {
+			m.podReadings[id] = r
 		}
-		if info, err := d.Info(); err == nil {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				bytes += uint64(st.Blocks) * 512
-				inodes++
-			}
-		}
-		return nil
-	})
-	return bytes, inodes
+	}
+	return r
 }
 
-// PodUsage sums what the pod's containers use and reads its interfaces.
+// PodUsage tells what the pod uses: by its own cgroup, if it has one, where
+// counters include containers that have ended; else as the sum of its
+// containers. Its interfaces are the pod's network namespace's.
 func (m *Manager) PodUsage(ctx context.Context, id runtime.PodID) (runtime.PodUsage, error) {
+	return m.podUsage(ctx, id, false)
+}
+
+// PodDetail is PodUsage with what is dearer to read.
+func (m *Manager) PodDetail(ctx context.Context, id runtime.PodID) (runtime.PodUsage, error) {
+	return m.podUsage(ctx, id, true)
+}
+
+func (m *Manager) podUsage(_ context.Context, id runtime.PodID, detail bool) (runtime.PodUsage, error) {
 	p, err := m.o.Ledger.Pod(id)
 	if err != nil {
 		return runtime.PodUsage{}, err
 	}
-	var sum runtime.PodUsage
-	for _, c := range m.o.Ledger.ContainersOf(id) {
+	containers := m.o.Ledger.ContainerViewsOf(id)
+	r := m.podReading(id)
+	var out runtime.PodUsage
+	if out.Cgroup = ownCgroup(p, containers); out.Cgroup != "" {
+		if out.Usage, err = r.of(m.o.Usage, out.Cgroup, detail); err != nil {
+			out.Cgroup = ""
+		}
+	}
+	processes := uint64(0)
+	for _, c := range containers {
 		if c.State != runtime.ContainerRunning {
 			continue
 		}
-		u, err := m.ContainerUsage(ctx, c.ID)
+		u, err := m.liveIfAny(c.ID).usage.of(m.o.Usage, c.CgroupPath, false)
 		if err != nil {
 			continue // it ended between the list and the look
 		}
-		sum.CPUNanos += u.CPUNanos
-		sum.MemoryUsage += u.MemoryUsage
-		sum.MemoryWorkingSet += u.MemoryWorkingSet
-		sum.MemoryRSS += u.MemoryRSS
-		sum.PageFaults += u.PageFaults
-		sum.MajorPageFaults += u.MajorPageFaults
-		sum.SwapUsage += u.SwapUsage
-		sum.Pids += u.Pids
+		processes += u.Processes
+		if out.Cgroup == "" {
+			addUsage(&out.Usage, &u)
+		}
 	}
-	sum.Timestamp = time.Now().UnixNano()
+	out.Processes = processes // a group's own list leaves out those below it
+	if out.Timestamp == 0 {
+		out.Timestamp = time.Now().UnixNano()
+		out.ReadAt = out.Timestamp
+	}
 	if p.State == runtime.PodReady && runtime.Has(p.Intents, runtime.IntentNetwork) {
-		sum.Network, err = m.o.Usage.Interfaces(filepath.Join(m.nsDir(id), "net"))
+		out.Network, out.NetworkAt, err = r.network(m.o.Usage, filepath.Join(m.nsDir(id), "net"), out.CPUNanos)
 		if err != nil {
 			m.log.Debug("read the pod's interfaces", "pod", id, "error", err)
 		}
 	}
-	return sum, nil
+	return out, nil
+}
+
+func addUsage(sum, u *runtime.Usage) {
+	sum.CPUNanos += u.CPUNanos
+	sum.MemoryUsage += u.MemoryUsage
+	sum.MemoryWorkingSet += u.MemoryWorkingSet
+	sum.MemoryRSS += u.MemoryRSS
+	sum.MemoryCache += u.MemoryCache
+	sum.MemoryMapped += u.MemoryMapped
+	sum.ActiveFile += u.ActiveFile
+	sum.InactiveFile += u.InactiveFile
+	sum.PageFaults += u.PageFaults
+	sum.MajorPageFaults += u.MajorPageFaults
+	sum.SwapUsage += u.SwapUsage
+	sum.Pids += u.Pids
+	if sum.Timestamp == 0 || u.Timestamp < sum.Timestamp {
+		sum.Timestamp = u.Timestamp
+	}
+	if sum.ReadAt == 0 || u.ReadAt < sum.ReadAt {
+		sum.ReadAt = u.ReadAt
+	}
+}
+
+// ownCgroup returns the cgroup above the pod's containers if it is this pod's
+// alone, which the kubelet's naming tells: "pod" and the pod's uid, with
+// underscores under systemd. It is "" if other pods may be in it.
+func ownCgroup(p runtime.Pod, containers []*runtime.Container) string {
+	uid := p.Config.Name.UID
+	if uid == "" || len(containers) == 0 {
+		return ""
+	}
+	dir := path.Dir(containers[0].CgroupPath)
+	base := strings.TrimSuffix(path.Base(dir), ".slice")
+	if strings.HasSuffix(base, "pod"+uid) || strings.HasSuffix(base, "pod"+strings.ReplaceAll(uid, "-", "_")) {
+		return dir
+	}
+	return ""
 }

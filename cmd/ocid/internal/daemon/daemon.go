@@ -107,7 +107,7 @@ func build(ctx context.Context, o Options) (*parts, error) {
 		CgroupParent: d.cgroupParent, CgroupV2: h.cgroupV2,
 		Systemd: d.driver == config.Systemd, Cgroups: cgroups{systemd: d.driver == config.Systemd},
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
-		SeccompRoot: c.Runtime.SeccompRoot, Usage: usage{},
+		SeccompRoot: c.Runtime.SeccompRoot, Usage: &usage{},
 		UpperDir:   func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
 		Extensions: ext, Plugins: d.plugins(),
 		Log: log,
