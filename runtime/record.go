@@ -19,6 +19,10 @@ type Pod struct {
 	IPs []string `json:"ips,omitempty"`
 	// SELinuxLevel is that of the pod's containers which ask for no other.
 	SELinuxLevel string `json:"selinuxLevel,omitempty"`
+	// Resources and Overhead replace those of Config once a client has changed
+	// them; Config stays as asked for, so that a retry is known as one.
+	Resources *Resources `json:"resources,omitempty"`
+	Overhead  *Resources `json:"overhead,omitempty"`
 	// MonitorPID and MonitorStart identify the monitor: pid and the start time
 	// of /proc/PID/stat (clock ticks), so that a reused pid is told apart.
 	MonitorPID   int    `json:"monitorPID,omitempty"`

@@ -49,6 +49,7 @@ type UsageDetail struct {
 	IO []DeviceUsage `json:"io,omitempty"`
 
 	// Of the file system that holds the writable layer.
+	FSDevice     string `json:"fsDevice,omitempty"` // such as "/dev/sda1"
 	FSBytes      uint64 `json:"fsBytes"`
 	FSInodes     uint64 `json:"fsInodes"`
 	FSInodesFree uint64 `json:"fsInodesFree"`

@@ -17,6 +17,8 @@ func clonePod(p *runtime.Pod) runtime.Pod {
 	c.Config = clonePodConfig(&p.Config)
 	c.Intents = slices.Clone(p.Intents)
 	c.IPs = slices.Clone(p.IPs)
+	c.Resources = cloneResources(p.Resources)
+	c.Overhead = cloneResources(p.Overhead)
 	c.CgroupsMade = slices.Clone(p.CgroupsMade)
 	return c
 }

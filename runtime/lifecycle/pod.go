@@ -175,10 +175,11 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 // share, which only the monitor can hold.
 func (m *Manager) podBasis(ctx context.Context, op *operation, p *runtime.Pod, dir string) (Monitor, error) {
 	var mon Monitor
+	parent := m.cgroupParent(*p) // here, since *p changes while both run
 	spawn := func(ctx context.Context) (err error) {
 		defer op.enter(ctx, "monitor")()
 		m.counters.started.Add(1)
-		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(ctx, p.ID, dir, p.Config.Handler, m.cgroupParent(*p))
+		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(ctx, p.ID, dir, p.Config.Handler, parent)
 		if err != nil {
 			return fmt.Errorf("start the pod's monitor: %w", err)
 		}

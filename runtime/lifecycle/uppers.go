@@ -13,8 +13,8 @@ const (
 	// upperAge is how old a writable layer's measure may be before a request
 	// has it taken again, beside the answer; upperRest makes that longer for a
 	// layer whose walk is long.
-	upperAge  = 10 * time.Second
-	upperRest = 50
+	upperAge  = 2 * time.Second
+	upperRest = 100
 	// walkBatch entries are looked at, then the walker rests for walkRest times
 	// what they took: it never has more than a tenth of a core.
 	walkBatch = 512

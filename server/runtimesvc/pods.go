@@ -105,7 +105,10 @@ func (s *Service) PodSandboxStatus(ctx context.Context, req *cri.PodSandboxStatu
 		}
 	}
 	if req.GetVerbose() {
-		info := map[string]any{"pid": p.MonitorPID, "state": p.State, "intents": p.Intents, "config": p.Config}
+		info := map[string]any{
+			"pid": p.MonitorPID, "state": p.State, "intents": p.Intents, "config": p.Config,
+			"resources": p.Resources, "overhead": p.Overhead,
+		}
 		if n, ok := s.o.Node.(NetworkChecker); ok && runtime.Has(p.Intents, runtime.IntentNetwork) {
 			info["network"] = "as attached"
 			if err := n.CheckNetwork(ctx, p.ID); err != nil {
@@ -144,6 +147,30 @@ func podNetwork(p runtime.Pod) *cri.PodSandboxNetworkStatus {
 		out.AdditionalIps = append(out.AdditionalIps, &cri.PodIP{Ip: ip})
 	}
 	return out
+}
+
+// UpdatePodSandboxResources notes what the pod as a whole may use. The cgroup
+// that holds it is the client's, who changes that first.
+func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *cri.UpdatePodSandboxResourcesRequest) (*cri.UpdatePodSandboxResourcesResponse, error) {
+	p, err := s.pod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, s.err(err)
+	}
+	chk := &check{}
+	var resources, overhead *runtime.Resources
+	if req.GetResources() != nil {
+		resources = chk.resources("resources", req.GetResources(), s.o.Host)
+	}
+	if req.GetOverhead() != nil {
+		overhead = chk.resources("overhead", req.GetOverhead(), s.o.Host)
+	}
+	if err := chk.err(); err != nil {
+		return nil, s.err(err)
+	}
+	if err := s.o.Tuning.UpdatePodResources(ctx, p.ID, resources, overhead); err != nil {
+		return nil, s.err(fmt.Errorf("update pod %s: %w", p.ID, err))
+	}
+	return &cri.UpdatePodSandboxResourcesResponse{}, nil
 }
 
 // ListPodSandbox lists pods from memory.

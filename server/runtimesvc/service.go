@@ -62,6 +62,9 @@ type Events interface {
 type Tuning interface {
 	ReopenLog(ctx context.Context, id runtime.ContainerID) error
 	UpdateResources(ctx context.Context, id runtime.ContainerID, r runtime.Resources) error
+	// UpdatePodResources notes what the pod's containers may use together and
+	// what the pod costs beside them; nil leaves what is known.
+	UpdatePodResources(ctx context.Context, id runtime.PodID, resources, overhead *runtime.Resources) error
 }
 
 // Execs runs a command to its end. A timeout of 0 is none; one that runs out
@@ -74,6 +77,9 @@ type Execs interface {
 type Usages interface {
 	ContainerUsage(ctx context.Context, id runtime.ContainerID) (runtime.Usage, error)
 	PodUsage(ctx context.Context, id runtime.PodID) (runtime.PodUsage, error)
+	// ContainerDetail and PodDetail read Usage.Detail too.
+	ContainerDetail(ctx context.Context, id runtime.ContainerID) (runtime.Usage, error)
+	PodDetail(ctx context.Context, id runtime.PodID) (runtime.PodUsage, error)
 }
 
 // Node is what is true of the runtime as a whole.

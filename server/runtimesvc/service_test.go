@@ -114,15 +114,32 @@ func (f *fake) ContainerUsage(_ context.Context, id runtime.ContainerID) (runtim
 	if id == "cc4" {
 		return runtime.Usage{}, runtime.ErrNotFound
 	}
-	return runtime.Usage{Timestamp: f.at, CPUNanos: f.cpu, MemoryWorkingSet: 3, UpperMount: "/m", UpperBytes: 9}, nil
+	return runtime.Usage{Timestamp: f.at, CPUNanos: f.cpu, MemoryWorkingSet: 3, UpperMount: "/m", UpperBytes: 9, UpperAt: f.at, ReadAt: f.at}, nil
 }
 
 func (f *fake) PodUsage(context.Context, runtime.PodID) (runtime.PodUsage, error) {
 	return runtime.PodUsage{
-		Usage:   runtime.Usage{Timestamp: f.at, Pids: 4},
+		Usage:   runtime.Usage{Timestamp: f.at, ReadAt: f.at, Processes: 4},
 		Network: []runtime.InterfaceUsage{{Name: "lo"}, {Name: "net1", RxBytes: 1}, {Name: "eth0", RxBytes: 5}},
 	}, nil
 }
+func (f *fake) ContainerDetail(ctx context.Context, id runtime.ContainerID) (runtime.Usage, error) {
+	u, err := f.ContainerUsage(ctx, id)
+	u.Detail = &runtime.UsageDetail{FSDevice: "/dev/sda1", IO: []runtime.DeviceUsage{{Device: "/dev/sda", Major: 8, Reads: 3}}}
+	return u, err
+}
+
+func (f *fake) PodDetail(ctx context.Context, id runtime.PodID) (runtime.PodUsage, error) {
+	u, err := f.PodUsage(ctx, id)
+	u.Detail, u.Cgroup = &runtime.UsageDetail{}, "/pods/x"
+	return u, err
+}
+
+func (f *fake) UpdatePodResources(_ context.Context, id runtime.PodID, r, o *runtime.Resources) error {
+	f.call("update pod %.2s %v %v", id, r != nil, o != nil)
+	return nil
+}
+
 func (f *fake) NetworkReady() error { return f.network }
 func (f *fake) RuntimeReady() error { return f.runtime }
 func (f *fake) Handlers() []runtime.HandlerInfo {

@@ -162,13 +162,15 @@ func (s *Service) containerStats(ctx context.Context, c *runtime.Container) (*cr
 			Id: string(c.ID), Metadata: containerMetadata(c.Config.Name),
 			Labels: c.Config.Labels, Annotations: c.Config.Annotations,
 		},
-		Cpu:    s.cpu(string(c.ID), u),
-		Memory: memory(u),
-		Swap:   &cri.SwapUsage{Timestamp: u.Timestamp, SwapUsageBytes: value(u.SwapUsage)},
+		Cpu:    s.cpu(string(c.ID), &u),
+		Memory: memory(&u),
+		Swap:   swap(&u),
+		Io:     pressure(&u),
 	}
-	if u.UpperMount != "" {
+	// Not yet measured is not the same as empty.
+	if u.UpperMount != "" && u.UpperAt != 0 {
 		out.WritableLayer = &cri.FilesystemUsage{
-			Timestamp:  u.Timestamp,
+			Timestamp:  u.UpperAt,
 			FsId:       &cri.FilesystemIdentifier{Mountpoint: u.UpperMount},
 			UsedBytes:  value(u.UpperBytes),
 			InodesUsed: value(u.UpperInodes),
@@ -183,10 +185,11 @@ func (s *Service) podStats(ctx context.Context, p *runtime.Pod, containers []*ru
 		return nil, err
 	}
 	linux := &cri.LinuxPodSandboxStats{
-		Cpu:     s.cpu(string(p.ID), u.Usage),
-		Memory:  memory(u.Usage),
-		Process: &cri.ProcessUsage{Timestamp: u.Timestamp, ProcessCount: value(u.Pids)},
+		Cpu:     s.cpu(string(p.ID), &u.Usage),
+		Memory:  memory(&u.Usage),
+		Process: &cri.ProcessUsage{Timestamp: u.ReadAt, ProcessCount: value(u.Processes)},
 		Network: network(u),
+		Io:      pressure(&u.Usage),
 	}
 	for _, c := range containers {
 		st, err := s.containerStats(ctx, c)
@@ -211,7 +214,7 @@ func network(u runtime.PodUsage) *cri.NetworkUsage {
 	if len(u.Network) == 0 {
 		return nil
 	}
-	out := &cri.NetworkUsage{Timestamp: u.Timestamp}
+	out := &cri.NetworkUsage{Timestamp: u.NetworkAt}
 	for _, i := range u.Network {
 		n := &cri.NetworkInterfaceUsage{
 			Name: i.Name, RxBytes: value(i.RxBytes), RxErrors: value(i.RxErrors),
@@ -229,9 +232,9 @@ func network(u runtime.PodUsage) *cri.NetworkUsage {
 	return out
 }
 
-func memory(u runtime.Usage) *cri.MemoryUsage {
-	return &cri.MemoryUsage{
-		Timestamp:       u.Timestamp,
+func memory(u *runtime.Usage) *cri.MemoryUsage {
+	out := &cri.MemoryUsage{
+		Timestamp:       u.ReadAt,
 		WorkingSetBytes: value(u.MemoryWorkingSet),
 		AvailableBytes:  value(u.MemoryAvailable),
 		UsageBytes:      value(u.MemoryUsage),
@@ -239,14 +242,46 @@ func memory(u runtime.Usage) *cri.MemoryUsage {
 		PageFaults:      value(u.PageFaults),
 		MajorPageFaults: value(u.MajorPageFaults),
 	}
+	if u.Pressure != nil {
+		out.Psi = psi(u.Pressure.Memory)
+	}
+	return out
 }
 
-func (s *Service) cpu(id string, u runtime.Usage) *cri.CpuUsage {
+// swap tells no room left where there is no limit to measure it by.
+func swap(u *runtime.Usage) *cri.SwapUsage {
+	out := &cri.SwapUsage{Timestamp: u.ReadAt, SwapUsageBytes: value(u.SwapUsage)}
+	if u.SwapLimit > 0 {
+		out.SwapAvailableBytes = value(u.SwapLimit - min(u.SwapUsage, u.SwapLimit))
+	}
+	return out
+}
+
+func (s *Service) cpu(id string, u *runtime.Usage) *cri.CpuUsage {
 	out := &cri.CpuUsage{Timestamp: u.Timestamp, UsageCoreNanoSeconds: value(u.CPUNanos)}
 	if rate, ok := s.rates.add(id, u.Timestamp, u.CPUNanos); ok {
 		out.UsageNanoCores = value(rate)
 	}
+	if u.Pressure != nil {
+		out.Psi = psi(u.Pressure.CPU)
+	}
 	return out
+}
+
+// pressure is nil where the kernel does not measure it: CRI has nothing else
+// to say of input and output here.
+func pressure(u *runtime.Usage) *cri.IoUsage {
+	if u.Pressure == nil {
+		return nil
+	}
+	return &cri.IoUsage{Timestamp: u.ReadAt, Psi: psi(u.Pressure.IO)}
+}
+
+func psi(s runtime.Stall) *cri.PsiStats {
+	data := func(t runtime.StallTime) *cri.PsiData {
+		return &cri.PsiData{Total: t.TotalNanos, Avg10: t.Avg10, Avg60: t.Avg60, Avg300: t.Avg300}
+	}
+	return &cri.PsiStats{Full: data(s.Full), Some: data(s.Some)}
 }
 
 func value(v uint64) *cri.UInt64Value { return &cri.UInt64Value{Value: v} }

@@ -160,13 +160,18 @@ func maxOpenFiles(path string) uint64 {
 }
 
 // FileSystem implements lifecycle.UsageReader.
-func (*usage) FileSystem(dir string, d *runtime.UsageDetail) error {
+func (u *usage) FileSystem(dir string, d *runtime.UsageDetail) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
 	d.FSBytes = st.Blocks * uint64(max(st.Bsize, 0)) //nolint:gosec // not negative
 	d.FSInodes, d.FSInodesFree = st.Files, st.Ffree
+	var at unix.Stat_t
+	if err := unix.Stat(dir, &at); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	d.FSDevice = u.device(unix.Major(at.Dev), unix.Minor(at.Dev))
 	return nil
 }
 
