@@ -2,7 +2,7 @@
 // and, with --json, a file. It is a client only; it starts no runtime.
 //
 // Rows: pods on the host's network and on the cluster network, one at a time
-// and ten in parallel; exec alone; memory; the pull of a big image; restart;
+// and ten in parallel; exec alone; streams; memory; the pull of a big image; restart;
 // the 200th pod against the 1st. Before each row it prints how idle the machine
 // is, because a busy machine makes every figure worthless.
 package main
@@ -126,6 +126,7 @@ func (b *bench) run(ctx context.Context) error {
 		{"exec alone", b.execAlone},
 		{"host network, 10 in parallel", func(ctx context.Context, g string) error { return b.lives(ctx, g, true, b.o.parallel, 10) }},
 		{"bridge CNI, 10 in parallel", func(ctx context.Context, g string) error { return b.lives(ctx, g, false, b.o.parallel, 10) }},
+		{"streams", b.streams},
 		{"50 pods", b.fifty},
 		{"pod count", b.growth},
 		{"pull of the big image", b.pull},
