@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,17 +43,30 @@ func (l listener) Accept() (net.Conn, error) {
 type conn struct {
 	net.Conn
 	cancel context.CancelCauseFunc // set before the first read
+	taken  atomic.Bool             // by a protocol: it is no longer the HTTP server's
 	once   sync.Once
 }
 
 type connKey struct{}
 
-func connContext(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
+// under is the connection beneath TLS, if that is used.
+func under(c net.Conn) *conn {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
 		c = t.NetConn()
 	}
-	t, ok := c.(*conn)
-	if !ok {
+	t, _ := c.(*conn)
+	return t
+}
+
+func connState(c net.Conn, state http.ConnState) {
+	if t := under(c); t != nil && state == http.StateHijacked {
+		t.taken.Store(true)
+	}
+}
+
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	t := under(c)
+	if t == nil {
 		return ctx
 	}
 	ctx, t.cancel = context.WithCancelCause(ctx)

@@ -7,7 +7,8 @@
 //     authentication, unless a client CA is configured, and the server listens
 //     on loopback by default;
 //   - a stream's context ends when its client is gone, even while the client's
-//     own data is stuck: what runs for it is then ended;
+//     own data is stuck: what runs for it is then ended. With so much of it
+//     stuck that the sockets are full, the kernel takes two minutes to tell;
 //   - a client that does not read blocks its own stream only, and cannot keep
 //     one that has failed alive.
 package streaming
@@ -123,7 +124,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	hs := &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
-		ConnContext: connContext,
+		ConnContext: connContext, ConnState: connState,
 		// HTTP/2 has no upgrades.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		ErrorLog:     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
@@ -153,7 +154,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, kind string, h fu
 	begin := time.Now()
 	defer c.watch()()
 	// The libraries leave a connection open when their set-up fails half-way.
-	defer c.Close()
+	defer func() {
+		if c.taken.Load() {
+			c.Close()
+		}
+	}()
 	h(w, r, req)
 	s.log.Debug("stream ended", "kind", kind, "container", string(req.container), "pod", string(req.pod), "duration", time.Since(begin))
 }
