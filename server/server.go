@@ -145,14 +145,23 @@ func (s *Server) notify(state string) {
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
 	name := method(info.FullMethod)
-	ctx, end := s.o.Stages.Begin(ctx, name)
+	var about []stages.Attr
+	if !quiet(name) {
+		about = subject(req)
+	}
+	ctx, end := s.o.Stages.Begin(ctx, name, about...)
 	begin := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
 			resp, err = nil, s.panicked(name, p)
 		}
 		end(err)
-		s.log(ctx, name, time.Since(begin), err)
+		if err != nil && about == nil {
+			about = subject(req)
+		} else if err == nil && !quiet(name) {
+			about = append(about, subject(resp)...)
+		}
+		s.log(ctx, name, time.Since(begin), about, err)
 	}()
 	resp, err = h(ctx, req)
 	return resp, Status(err)
@@ -167,7 +176,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 			err = s.panicked(name, p)
 		}
 		end(err)
-		s.log(ctx, name, time.Since(begin), err)
+		s.log(ctx, name, time.Since(begin), nil, err)
 	}()
 	return Status(h(srv, &stream{ss, ctx}))
 }
@@ -186,12 +195,15 @@ func (s *Server) panicked(name string, p any) error {
 	return status.Errorf(codes.Internal, "%s: internal error: %v", name, p)
 }
 
-func (s *Server) log(ctx context.Context, name string, d time.Duration, err error) {
+func (s *Server) log(ctx context.Context, name string, d time.Duration, about []stages.Attr, err error) {
 	level := slog.LevelInfo
 	if quiet(name) {
 		level = slog.LevelDebug
 	}
 	attrs := []slog.Attr{slog.String("method", name), slog.Duration("duration", d)}
+	for _, a := range about {
+		attrs = append(attrs, slog.String(a.Key, a.Value))
+	}
 	if err != nil {
 		switch status.Code(err) {
 		case codes.NotFound, codes.Unimplemented, codes.Canceled:
@@ -210,7 +222,7 @@ func quiet(name string) bool {
 	case "Version", "ImageFsInfo", "RuntimeConfig", "ExecSync":
 		return true
 	}
-	return strings.HasPrefix(name, "List") || strings.HasSuffix(name, "Status") || strings.HasSuffix(name, "Stats")
+	return strings.HasPrefix(name, "List") || strings.HasPrefix(name, "Stream") || strings.HasSuffix(name, "Status") || strings.HasSuffix(name, "Stats")
 }
 
 // method cuts the service off "/runtime.v1.RuntimeService/Version".

@@ -134,6 +134,9 @@ func TestCalls(t *testing.T) {
 	if _, err := c.Version(ctx, &cri.VersionRequest{}); err != nil {
 		t.Errorf("the server did not survive: %v", err)
 	}
+	if _, err := c.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: "abc"}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("an unknown call answered %v", err)
+	}
 	if _, err := c.Exec(ctx, &cri.ExecRequest{}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "Exec") {
 		t.Errorf("an unknown call answered %v", err)
 	}
@@ -148,8 +151,32 @@ func TestCalls(t *testing.T) {
 	if got := rec.Snapshot()["Version"]; got.Count != 3 || got.Stages["answering"].Count != 1 {
 		t.Errorf("stages: %+v", got)
 	}
+	if s := log.String(); !strings.Contains(s, "method=StopPodSandbox") || !strings.Contains(s, "pod=abc code=Unimplemented") {
+		t.Errorf("the log does not say which pod:\n%s", s)
+	}
 	if s := log.String(); !strings.Contains(s, "boom") || !strings.Contains(s, "server_test.go") {
 		t.Errorf("the panic is not in the log with its stack:\n%s", s)
+	}
+}
+
+func TestSubject(t *testing.T) {
+	long := strings.Repeat("x", 2*maxSubject)
+	for want, message := range map[string]any{
+		"[{pod p}]":                         &cri.StopPodSandboxRequest{PodSandboxId: "p"},
+		"[{pod q}]":                         &cri.RunPodSandboxResponse{PodSandboxId: "q"},
+		"[{container c}]":                   &cri.ExecSyncRequest{ContainerId: "c"},
+		"[{image i}]":                       &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "i"}},
+		"[{pod p} {name n} {image i}]":      &cri.CreateContainerRequest{PodSandboxId: "p", Config: &cri.ContainerConfig{Metadata: &cri.ContainerMetadata{Name: "n"}, Image: &cri.ImageSpec{Image: "i"}}},
+		"[{namespace ns} {name n}]":         &cri.RunPodSandboxRequest{Config: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Namespace: "ns", Name: "n"}}},
+		"[{pod " + long[:maxSubject] + "}]": &cri.StopPodSandboxRequest{PodSandboxId: long},
+		"[]":                                &cri.RunPodSandboxRequest{},
+	} {
+		if got := fmt.Sprint(subject(message)); got != want {
+			t.Errorf("%T: got %s, want %s", message, got, want)
+		}
+	}
+	if subject(nil) != nil {
+		t.Error("nothing is about something")
 	}
 }
 

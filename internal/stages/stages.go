@@ -106,7 +106,7 @@ func New(observers ...Observer) *Recorder {
 
 // Begin starts a call; the context it returns carries the call to Start, and
 // the function ends it. A nil Recorder records nothing.
-func (r *Recorder) Begin(ctx context.Context, name string) (context.Context, func(error)) {
+func (r *Recorder) Begin(ctx context.Context, name string, attrs ...Attr) (context.Context, func(error)) {
 	if r == nil {
 		return ctx, nothingErr
 	}
@@ -120,7 +120,7 @@ func (r *Recorder) Begin(ctx context.Context, name string) (context.Context, fun
 	a.call = c
 	r.active[a] = struct{}{}
 	r.mu.Unlock()
-	ctx, ends := r.tell(context.WithValue(ctx, key{}, a), name, "", nil)
+	ctx, ends := r.tell(context.WithValue(ctx, key{}, a), name, "", attrs)
 	return ctx, func(err error) {
 		d := time.Since(a.begin)
 		r.mu.Lock()
