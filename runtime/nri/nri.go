@@ -141,7 +141,7 @@ func (a *Adapter) AdjustSpec(ctx context.Context, p runtime.Pod, c *runtime.Cont
 	if _, err := a.apply(ctx, resp.GetUpdate()); err != nil {
 		return fmt.Errorf("NRI: %w", err)
 	}
-	a.evict(resp.GetEvict())
+	a.evict(ctx, resp.GetEvict())
 	return nil
 }
 
@@ -179,7 +179,7 @@ func (a *Adapter) ContainerStep(ctx context.Context, step lifecycle.Step, p runt
 		return a.ad.PostUpdateContainer(ctx, &api.PostUpdateContainerRequest{Pod: pod, Container: ctr})
 	case lifecycle.StepStopped:
 		resp, err := a.ad.StopContainer(ctx, &api.StopContainerRequest{Pod: pod, Container: ctr})
-		a.applyAside(resp.GetUpdate())
+		a.applyAside(ctx, resp.GetUpdate())
 		return err
 	case lifecycle.StepRemove:
 		return a.ad.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: pod, Container: ctr})
@@ -208,8 +208,8 @@ func (a *Adapter) Update(ctx context.Context, p runtime.Pod, c runtime.Container
 		}
 		r = overlay(r, changed)
 	}
-	a.applyAside(others)
-	a.evict(resp.GetEvict())
+	a.applyAside(ctx, others)
+	a.evict(ctx, resp.GetEvict())
 	return r, nil
 }
 
@@ -236,23 +236,23 @@ func (a *Adapter) apply(ctx context.Context, updates []*api.ContainerUpdate) (fa
 
 // applyAside applies updates after the call that they came with: that holds
 // the turn of its container, and two such calls would wait for each other.
-func (a *Adapter) applyAside(updates []*api.ContainerUpdate) {
+func (a *Adapter) applyAside(ctx context.Context, updates []*api.ContainerUpdate) {
 	if len(updates) == 0 {
 		return
 	}
 	a.aside.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), asideTime)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), asideTime)
 		defer cancel()
 		_, _ = a.apply(ctx, updates) // apply has logged it, and there is nobody to tell
 	})
 }
 
 // evict stops containers that a plugin wants gone; the kubelet sees them exit.
-func (a *Adapter) evict(list []*api.ContainerEviction) {
+func (a *Adapter) evict(ctx context.Context, list []*api.ContainerEviction) {
 	for _, e := range list {
 		a.log.Warn("a plugin evicts a container", "container", e.GetContainerId(), "reason", e.GetReason())
 		a.aside.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), asideTime)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), asideTime)
 			defer cancel()
 			if err := a.runtime().StopContainer(ctx, runtime.ContainerID(e.GetContainerId()), evictionGrace); err != nil {
 				a.log.Warn("an eviction failed", "container", e.GetContainerId(), "error", err)

@@ -88,7 +88,7 @@ func (s *SELinux) Level(id runtime.PodID, asked *runtime.SELinux) (string, error
 // volumes might still carry it; must be called with mu held.
 func (s *SELinux) free() (string, error) {
 	for range 64 {
-		a, b := rand.IntN(s.categories), rand.IntN(s.categories)
+		a, b := rand.IntN(s.categories), rand.IntN(s.categories) //nolint:gosec // spread, not secrecy
 		if a == b {
 			continue
 		}

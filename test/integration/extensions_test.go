@@ -142,6 +142,22 @@ func TestFailingHooks(t *testing.T) {
 			check(t, e.Down(ctx, podID))
 		}
 	}
+	for _, handler := range []string{"", "runc"} {
+		pod := e.Pod("late", true)
+		podID := must[string](t)(e.RunPod(ctx, pod, handler))
+		f := put(t, e, "hooks.d/fail.json", hookFile("/bin/sh", "exit 9", `{"always": true}`, "startContainer"))
+		id := must[string](t)(e.CreateContainer(ctx, podID, pod, harness.Shell("main", harness.Forever)))
+		check(t, os.Remove(f))
+		// Some runtimes report it, some have let go of the container by then:
+		// it must not run in either case.
+		if err := e.StartContainer(ctx, id); err == nil {
+			st := must[*runtimeapi.ContainerStatus](t)(e.AwaitExit(ctx, id))
+			if st.GetExitCode() == 0 {
+				t.Errorf("handler %q: the container ran in spite of its startContainer hook", handler)
+			}
+		}
+		check(t, e.Down(ctx, podID))
+	}
 	pod := e.Pod("bad", true)
 	podID := must[string](t)(e.RunPod(ctx, pod, ""))
 	f := put(t, e, "hooks.d/bad.json", `{"version": "1.0.0"`)
