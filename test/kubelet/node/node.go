@@ -88,11 +88,11 @@ func New(o Options) (*Node, error) {
 		return nil, err
 	}
 	for _, r := range harness.CgroupRoots() {
-		if err := os.MkdirAll(filepath.Join(r, o.Env.CgroupParent), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(r, o.Env.CgroupDir), 0o755); err != nil {
 			return nil, err
 		}
 	}
-	if err := inheritCpuset(o.Env.CgroupParent); err != nil {
+	if err := inheritCpuset(o.Env.CgroupDir); err != nil {
 		return nil, err
 	}
 	n.client = &http.Client{Transport: &http.Transport{TLSClientConfig: insecure()}}
@@ -149,6 +149,11 @@ func (n *Node) config(over map[string]any) map[string]any {
 		"evictionHard":                map[string]any{"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.inodesFree": "0%"},
 		"imageGCHighThresholdPercent": 100,
 		"imageGCLowThresholdPercent":  99,
+	}
+	if n.Env.Systemd {
+		// The kubelet writes the levels of a slice as those of a path.
+		c["cgroupDriver"] = "systemd"
+		c["cgroupRoot"] = "/" + strings.ReplaceAll(strings.TrimSuffix(n.Env.CgroupParent, ".slice"), "-", "/")
 	}
 	maps.Copy(c, n.o.Config)
 	maps.Copy(c, over)
