@@ -14,7 +14,6 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
-	"go.podman.io/storage/pkg/configfile"
 
 	"github.com/ocid-io/ocid/internal/stages"
 )
@@ -63,7 +62,7 @@ func (p *Puller) pullOne(ctx context.Context, req Request, name reference.Named,
 	if err := credentials(sys, req.Auth, name); err != nil {
 		return Result{}, err
 	}
-	policy, err := p.policy(sys)
+	policy, err := p.policy(sys, req.Namespace)
 	if err != nil {
 		return Result{}, err
 	}
@@ -234,20 +233,4 @@ func (r *remote) allowed(ctx context.Context, policy *signature.PolicyContext) e
 		}
 	}
 	return nil
-}
-
-// policy reads policy.json anew for each pull. A machine that has none accepts
-// everything, and is told so once.
-func (p *Puller) policy(sys *types.SystemContext) (*signature.PolicyContext, error) {
-	policy, err := signature.DefaultPolicy(sys)
-	if errors.Is(err, configfile.ErrConfigFileNotFound) && p.opts.PolicyFile == "" {
-		p.warn.Do(func() {
-			p.log.Warn("no policy.json found: images are accepted without signatures")
-		})
-		policy, err = &signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("signature policy: %w", err)
-	}
-	return signature.NewPolicyContext(policy)
 }

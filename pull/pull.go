@@ -76,6 +76,7 @@ type Options struct {
 	RegistriesConfDir string // registries.conf.d
 	RegistriesDir     string // registries.d
 	PolicyFile        string // policy.json
+	PolicyDir         string // NAMESPACE.json for pulls of a namespace; "": none
 	AuthFile          string // auth.json; default also $REGISTRY_AUTH_FILE
 	CertsDir          string // certs.d
 	BlobCacheDir      string // what is known about blobs between pulls
@@ -107,6 +108,8 @@ type Platform struct{ OS, Arch, Variant string }
 // Request asks for one image.
 type Request struct {
 	Reference string
+	// Namespace is whose signature policy counts, if it has one.
+	Namespace string
 	// ShortNames lets registries.conf complete a name without a registry.
 	ShortNames bool
 	Auth       *Auth
@@ -178,6 +181,9 @@ type waiter struct{ progress func(Progress) }
 func (p *Puller) Pull(ctx context.Context, req Request) (Result, error) {
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
+	}
+	if p.opts.PolicyDir == "" {
+		req.Namespace = "" // pulls of all namespaces join
 	}
 	names, err := p.candidates(req)
 	if err != nil {
@@ -258,7 +264,7 @@ func (r Request) key() string {
 	if r.Auth != nil {
 		a = *r.Auth
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %t %t", r.Reference, a, r.Platform, r.Insecure, r.ShortNames))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %t %t %q", r.Reference, a, r.Platform, r.Insecure, r.ShortNames, r.Namespace))
 	return string(sum[:])
 }
 

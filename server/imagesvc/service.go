@@ -35,6 +35,7 @@ type Images interface {
 type PullRequest struct {
 	Reference                                                             string
 	Username, Password, Auth, ServerAddress, IdentityToken, RegistryToken string
+	Namespace                                                             string // of the pod that needs it; "" is unknown
 }
 
 // Puller brings an image into the store that Images answers from.
@@ -178,6 +179,7 @@ func (s *Service) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cr
 	id, err := s.puller.PullImage(ctx, PullRequest{
 		Reference: ref, Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(),
 		ServerAddress: a.GetServerAddress(), IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+		Namespace: req.GetSandboxConfig().GetMetadata().GetNamespace(),
 	})
 	if err != nil {
 		return nil, err

@@ -86,6 +86,8 @@ type Image struct {
 	RegistriesConfDir string   `toml:"registries_conf_dir" doc:"registries.conf.d. Empty: /etc/containers/registries.conf.d."`
 	RegistriesD       string   `toml:"registries_d" doc:"registries.d. Empty: /etc/containers/registries.d."`
 	Policy            string   `toml:"policy" doc:"policy.json. Empty: /etc/containers/policy.json."`
+	PolicyDir         string   `toml:"policy_dir" doc:"Directory of NAMESPACE.json: signature policies for pods of one namespace, in place of policy. Empty: none."`
+	Pinned            []string `toml:"pinned" doc:"Images that the kubelet is told not to collect: full names, * at either end stands for anything."`
 	AuthFile          string   `toml:"auth_file" doc:"Credentials. Empty: the usual auth.json files."`
 	CertsDir          string   `toml:"certs_dir" doc:"Registry certificates. Empty: /etc/containers/certs.d."`
 	StallTimeout      Duration `toml:"stall_timeout" doc:"A pull that receives no byte for this long fails."`
@@ -162,6 +164,9 @@ func (c *Config) Complete() error {
 	}
 	if (c.Server.StreamTLSCert == "") != (c.Server.StreamTLSKey == "") || c.Server.StreamTLSClientCA != "" && c.Server.StreamTLSCert == "" {
 		return errors.New("server.stream_tls_cert and server.stream_tls_key must be set together, and with server.stream_tls_client_ca both")
+	}
+	if err := c.checkImage(); err != nil {
+		return err
 	}
 	if err := c.checkCgroups(); err != nil {
 		return err

@@ -212,7 +212,7 @@ type puller struct{ p *pull.Puller }
 
 // PullImage implements imagesvc.Puller.
 func (p puller) PullImage(ctx context.Context, req imagesvc.PullRequest) (string, error) {
-	r := pull.Request{Reference: req.Reference}
+	r := pull.Request{Reference: req.Reference, Namespace: req.Namespace}
 	a := pull.Auth{
 		Username: req.Username, Password: req.Password, Auth: req.Auth,
 		ServerAddress: req.ServerAddress, IdentityToken: req.IdentityToken, RegistryToken: req.RegistryToken,

@@ -38,7 +38,7 @@ func openImages(c config.Config, log *slog.Logger, m *observe.Metrics) (*layered
 	o := pull.Options{
 		Dest: st, Log: log,
 		RegistriesConf: c.Image.RegistriesConf, RegistriesConfDir: c.Image.RegistriesConfDir,
-		RegistriesDir: c.Image.RegistriesD, PolicyFile: c.Image.Policy,
+		RegistriesDir: c.Image.RegistriesD, PolicyFile: c.Image.Policy, PolicyDir: c.Image.PolicyDir,
 		AuthFile: c.Image.AuthFile, CertsDir: c.Image.CertsDir,
 		BlobCacheDir: filepath.Join(c.Root, "cache"),
 		StallTimeout: time.Duration(c.Image.StallTimeout),

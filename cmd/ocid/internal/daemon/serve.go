@@ -79,7 +79,7 @@ func Serve(ctx context.Context, o Options) error {
 		Reload: reload, OnReload: func() { d.reload(o) },
 	})
 	cri.RegisterRuntimeServiceServer(s, d.runtimeService(c, d.log, streams))
-	d.images = imagesvc.New(d.store, puller{d.puller}, d.log)
+	d.images = imagesvc.New(pinning{d.store, c.Image.Pinned}, puller{d.puller}, d.log)
 	d.images.Handlers(c.HandlerNames())
 	cri.RegisterImageServiceServer(s, d.images)
 	if err := d.observe(ctx, c); err != nil {
