@@ -38,6 +38,9 @@ const (
 	headerTimeout = 10 * time.Second
 	// lastWords is how long a client may take to accept why its stream failed.
 	lastWords = 10 * time.Second
+	// confirmTime is enough for the library to tell a client that its streams
+	// are there.
+	confirmTime = 100 * time.Millisecond
 )
 
 // Backend runs what the streams are for. A process that ended with a code
@@ -240,8 +243,19 @@ func (a adapter) PortForward(_ context.Context, _, _ string, port int32, stream 
 	if port < 1 || port > 65535 {
 		return fmt.Errorf("%w: port %d", runtime.ErrInvalid, port)
 	}
+	begin := time.Now()
 	err := a.s.o.Backend.PortForward(a.ctx, a.req.pod, uint16(port), stream)
-	if a.ctx.Err() != nil {
+	if err == nil {
+		return nil
+	}
+	// A failure resets the streams. The library confirms them to the client
+	// only after it has begun this call, and says not when: a client that sees
+	// the reset first never learns the reason.
+	pause := time.NewTimer(time.Until(begin.Add(confirmTime)))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-a.ctx.Done():
 		return nil // nobody is there to be told
 	}
 	return err
