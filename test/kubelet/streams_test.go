@@ -2,8 +2,13 @@ package kubelet
 
 import (
 	"bufio"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -56,57 +61,69 @@ func TestLogs(t *testing.T) {
 // container wrote is lost between the files.
 func TestLogRotation(t *testing.T) {
 	n, ctx := beside(t)
-	p := up(ctx, t, n, "rotate", `
+	const lines = 9000
+	p := up(ctx, t, n, "rotate", fmt.Sprintf(`
   terminationGracePeriodSeconds: 1
   containers:
   - name: main
     image: BUSYBOX
-    command: [sh, -c, "i=0; while :; do i=$((i+1)); echo $i; test $((i % 20)) -gt 0 || usleep 20000; done"]
-`)
+    command: [sh, -c, "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; test $((i %% 20)) -gt 0 || usleep 20000; done; FOREVER"]
+`, lines))
 	log := cri(ctx, t, n, p.Container("main")).LogPath
-	var files []string
-	check(t, n.Await(ctx, "two rotated logs", func() (bool, error) {
+	var all []int
+	files := 0
+	check(t, n.Await(ctx, "the end of the output, with nothing left to rotate", func() (bool, error) {
 		var err error
-		files, err = filepath.Glob(filepath.Join(filepath.Dir(log), "0.log.*"))
-		return len(files) >= 2, err
-	}))
-	// The newest rotated file is not compressed yet, and the present log goes on
-	// where it ends.
-	check(t, n.Await(ctx, "a line in the new log", func() (bool, error) {
-		st, err := os.Stat(log)
-		return err == nil && st.Size() > 0, nil
-	}))
-	var plain string
-	for _, f := range must[[]string](t)(filepath.Glob(filepath.Join(filepath.Dir(log), "0.log.*"))) {
-		if !strings.HasSuffix(f, ".gz") && !strings.HasSuffix(f, ".tmp") {
-			plain = max(plain, f)
+		all, files, err = rotated(log)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil // renamed at this moment
 		}
-	}
-	if plain == "" {
-		t.Fatalf("no plain rotated log among %v", files)
-	}
-	old, now := numbers(t, plain), numbers(t, log)
-	if len(old) == 0 || len(now) == 0 || now[0] != old[len(old)-1]+1 {
-		t.Fatalf("the rotated log has %d lines, the new one %d: they do not meet", len(old), len(now))
-	}
-	for i := 1; i < len(now); i++ {
-		if now[i] != now[i-1]+1 {
-			t.Fatalf("line %d follows %d", now[i], now[i-1])
+		return err == nil && files >= 3 && len(all) > 0 && all[len(all)-1] == lines, err
+	}))
+	for i := 1; i < len(all); i++ {
+		if all[i] != all[i-1]+1 {
+			t.Fatalf("line %d follows %d over %d files", all[i], all[i-1], files)
 		}
 	}
 }
 
-// numbers reads the numbers that a container logged. A last line that is being
-// written is left out.
-func numbers(t *testing.T, file string) []int {
-	t.Helper()
-	var out []int
-	for l := range strings.Lines(string(must[[]byte](t)(os.ReadFile(file)))) {
-		if f := strings.Fields(l); len(f) == 4 && strings.HasSuffix(l, "\n") {
-			out = append(out, must[int](t)(strconv.Atoi(f[3])))
+// rotated reads the numbers that a container logged, from its rotated logs and
+// the present one.
+func rotated(log string) (numbers []int, files int, err error) {
+	list, err := filepath.Glob(log + ".*") // names sort by age
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, f := range append(list, log) {
+		if strings.HasSuffix(f, ".tmp") {
+			return nil, 0, fs.ErrNotExist // the kubelet is compressing
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return nil, 0, err
+		}
+		if strings.HasSuffix(f, ".gz") {
+			z, err := gzip.NewReader(bytes.NewReader(b))
+			if err != nil {
+				return nil, 0, err
+			}
+			if b, err = io.ReadAll(z); err != nil {
+				return nil, 0, err
+			}
+		}
+		for l := range strings.Lines(string(b)) {
+			x := strings.Fields(l)
+			if len(x) != 4 || !strings.HasSuffix(l, "\n") {
+				return nil, 0, fmt.Errorf("%w: a line is being written", fs.ErrNotExist)
+			}
+			i, err := strconv.Atoi(x[3])
+			if err != nil {
+				return nil, 0, err
+			}
+			numbers = append(numbers, i)
 		}
 	}
-	return out
+	return numbers, len(list) + 1, nil
 }
 
 // streams skips where the daemon has none.

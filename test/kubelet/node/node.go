@@ -284,6 +284,15 @@ func Confine(dir string) error {
 			return fmt.Errorf("mount a tmpfs on %s: %w", d, err)
 		}
 	}
+	// A container in a user namespace may mount its /proc only where one is wholly
+	// in sight, and the files below cover parts of the usual one.
+	whole := filepath.Join(dir, "proc")
+	if err := os.Mkdir(whole, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("proc", whole, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount a whole /proc: %w", err)
+	}
 	for name, value := range map[string]string{
 		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
 		"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
