@@ -33,7 +33,7 @@ build: deps ## bin/ocid, bin/ocid-monitor, bin/ocid-runtime
 		go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid ./cmd/ocid
 	CGO_ENABLED=0 GOFLAGS='-buildvcs=false -tags=$(PURE_TAGS)' \
 		go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid-monitor ./cmd/ocid-monitor
-	CGO_ENABLED=1 GOFLAGS='-buildvcs=false -tags=$(TAGS),runc_nocriu' \
+	CGO_ENABLED=1 GOFLAGS='-buildvcs=false -tags=$(TAGS)' \
 		go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ocid-runtime ./cmd/ocid-runtime
 
 .PHONY: deps

@@ -44,10 +44,13 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
-var commands = map[string]struct {
+// command is one word of the command line and what it does.
+type command struct {
 	flags flagSet
 	run   func(g *options, a *options) error
-}{
+}
+
+var commands = map[string]command{
 	"create": {flagSet{
 		"bundle": true, "b": true, "pid-file": true, "console-socket": true,
 		"preserve-fds": true, "no-pivot": false, "no-new-keyring": false,
@@ -62,9 +65,11 @@ var commands = map[string]struct {
 		"process": true, "p": true, "pid-file": true, "console-socket": true,
 		"detach": false, "d": false, "tty": false, "t": false, "preserve-fds": true,
 	}, execute},
-	"update":   {flagSet{"resources": true, "r": true}, update},
-	"list":     {flagSet{"format": true, "f": true, "quiet": false, "q": false}, list},
-	"features": {flagSet{}, printFeatures},
+	"update":     {flagSet{"resources": true, "r": true}, update},
+	"list":       {flagSet{"format": true, "f": true, "quiet": false, "q": false}, list},
+	"features":   {flagSet{}, printFeatures},
+	"checkpoint": {checkpointFlags, checkpoint},
+	"restore":    {restoreFlags, restore},
 }
 
 var globalFlags = flagSet{
@@ -87,7 +92,7 @@ func run(args []string) int {
 		return 0
 	}
 	if len(rest) == 0 {
-		return fail(g, errors.New("a command is missing: create, start, state, kill, delete, exec, update, list or features"))
+		return fail(g, errors.New("a command is missing: create, start, state, kill, delete, exec, update, list, features, checkpoint or restore"))
 	}
 	c, ok := commands[rest[0]]
 	if !ok {

@@ -94,3 +94,44 @@ func (h Handler) Update(id string) []string { return h.command("update", "--reso
 
 // Features prints what the runtime can do, as JSON.
 func (h Handler) Features() []string { return h.command("features") }
+
+// CheckpointArgs are the paths and wishes of one checkpoint. The container
+// runs on after it.
+type CheckpointArgs struct {
+	Images         string // existing directory for criu's image files
+	Work           string // existing directory for its log
+	TCPEstablished bool
+}
+
+// Checkpoint writes the state of the container's processes. It leaves control
+// groups out: whoever restores makes its own.
+func (h Handler) Checkpoint(id string, a CheckpointArgs) []string {
+	argv := h.command("checkpoint", "--image-path", a.Images, "--work-path", a.Work,
+		"--leave-running", "--file-locks", "--manage-cgroups-mode", "ignore")
+	if a.TCPEstablished {
+		argv = append(argv, "--tcp-established")
+	}
+	return append(argv, id)
+}
+
+// RestoreArgs are the paths and wishes of one restore. The first process runs
+// when it returns.
+type RestoreArgs struct {
+	CreateArgs
+	Images         string
+	Work           string
+	TCPEstablished bool
+}
+
+// Restore makes the container of a bundle with the processes of a checkpoint.
+func (h Handler) Restore(id string, a RestoreArgs) []string {
+	argv := h.command("restore", "--detach", "--bundle", a.Bundle, "--pid-file", a.PIDFile,
+		"--image-path", a.Images, "--work-path", a.Work, "--file-locks", "--manage-cgroups-mode", "ignore")
+	if a.ConsoleSocket != "" {
+		argv = append(argv, "--console-socket", a.ConsoleSocket)
+	}
+	if a.TCPEstablished {
+		argv = append(argv, "--tcp-established")
+	}
+	return append(argv, id)
+}

@@ -191,8 +191,13 @@ func answerError(m *proto.Msg) error {
 
 // Create implements lifecycle.Monitor.
 func (c *Client) Create(ctx context.Context, r lifecycle.CreateRequest) (int, error) {
+	a, err := c.call(ctx, createMsg(proto.Create, r))
+	return int(a.PID), err
+}
+
+func createMsg(t proto.Type, r lifecycle.CreateRequest) proto.Msg {
 	m := proto.Msg{
-		Type: proto.Create, Container: string(r.ID), Bundle: r.Bundle,
+		Type: t, Container: string(r.ID), Bundle: r.Bundle,
 		LogPath: r.LogPath, Cgroup: r.CgroupPath,
 	}
 	for f, on := range map[int64]bool{proto.FlagTTY: r.TTY, proto.FlagStdin: r.Stdin, proto.FlagStdinOnce: r.StdinOnce} {
@@ -200,8 +205,7 @@ func (c *Client) Create(ctx context.Context, r lifecycle.CreateRequest) (int, er
 			m.Flags |= f
 		}
 	}
-	a, err := c.call(ctx, m)
-	return int(a.PID), err
+	return m
 }
 
 func (c *Client) simple(ctx context.Context, t proto.Type, id runtime.ContainerID) error {

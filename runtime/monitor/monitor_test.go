@@ -38,7 +38,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	}
 	for _, b := range []struct{ pkg, cgo, tags string }{
 		{"ocid-monitor", "0", ""},
-		{"ocid-runtime", "1", "seccomp,runc_nocriu"},
+		{"ocid-runtime", "1", "seccomp"},
 	} {
 		cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", b.tags, "-ldflags", "-s -w",
 			"-o", dir, "github.com/ocid-io/ocid/cmd/"+b.pkg)

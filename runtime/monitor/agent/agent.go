@@ -53,6 +53,7 @@ type agent struct {
 	closing    bool
 	pidns      *child // pid 1 of the pod's pid namespace
 	pidnsPipe  *os.File
+	cutting    bool // a checkpoint is under way
 }
 
 // Main runs the monitor and returns its exit code.

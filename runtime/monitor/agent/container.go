@@ -102,7 +102,11 @@ func (a *agent) attr(in, out, errw int) *syscall.ProcAttr {
 
 // await waits for a run of the runtime; a failure carries its words from errR.
 func (a *agent) await(c *child, argv []string, errR *os.File) error {
-	t := time.AfterFunc(patience, func() { a.reaper.kill(c, syscall.SIGKILL, false) })
+	return a.awaitFor(c, argv, errR, patience)
+}
+
+func (a *agent) awaitFor(c *child, argv []string, errR *os.File, limit time.Duration) error {
+	t := time.AfterFunc(limit, func() { a.reaper.kill(c, syscall.SIGKILL, false) })
 	<-c.done
 	t.Stop()
 	if c.code() == 0 {
@@ -193,7 +197,7 @@ func (a *agent) tryMake(c *container, m *proto.Msg) (err error) {
 	defer os.Remove(pidFile)
 	io, err := a.stdio(c, m.Flags)
 	if err == nil {
-		err = a.runCreate(c, io, pidFile)
+		err = a.runCreate(c, io, pidFile, m)
 		io.close()
 	}
 	if err != nil {
@@ -201,6 +205,7 @@ func (a *agent) tryMake(c *container, m *proto.Msg) (err error) {
 		a.scrub(c)
 		return err
 	}
+	c.started = m.Type == proto.Restore
 	a.watch(c, io)
 	return nil
 }
@@ -255,8 +260,9 @@ func (a *agent) stdio(c *container, flags int64) (*stdio, error) {
 	return s, nil
 }
 
-func (a *agent) runCreate(c *container, io *stdio, pidFile string) error {
+func (a *agent) runCreate(c *container, io *stdio, pidFile string, m *proto.Msg) error {
 	argv := a.handler.Create(c.id, engine.CreateArgs{Bundle: c.bundle, PIDFile: pidFile, ConsoleSocket: io.consoleAddr})
+	limit := patience
 	in, out := a.null, a.null
 	if io.in >= 0 {
 		in = io.in
@@ -264,13 +270,17 @@ func (a *agent) runCreate(c *container, io *stdio, pidFile string) error {
 	if io.out >= 0 {
 		out = io.out
 	}
-	p, err := a.reaper.spawn(argv, a.attr(in, out, io.err))
+	attr := a.attr(in, out, io.err)
+	if m.Type == proto.Restore {
+		argv, limit = a.restoration(c, io, pidFile, m, attr)
+	}
+	p, err := a.reaper.spawn(argv, attr)
 	if err != nil {
 		return err
 	}
 	closeFDs(io.err)
 	io.err = -1
-	if err := a.await(p, argv, io.errR); err != nil {
+	if err := a.awaitFor(p, argv, io.errR, limit); err != nil {
 		return errors2("create", err)
 	}
 	c.oom = cgroup.WatchOOM(c.cgroup)

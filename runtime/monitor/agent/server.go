@@ -197,6 +197,9 @@ func (a *agent) serve(cn *conn) {
 		case proto.Attach:
 			a.attach(cn, &m)
 			return
+		case proto.Checkpoint:
+			a.checkpoint(cn, m)
+			return
 		case proto.Wait:
 			go a.wait(cn, m.ID, m.Container)
 		default:
@@ -233,7 +236,7 @@ func (a *agent) answer(cn *conn, m *proto.Msg) {
 
 func (a *agent) do(m, r *proto.Msg) error {
 	switch m.Type {
-	case proto.Create:
+	case proto.Create, proto.Restore:
 		c, err := a.create(m)
 		if err == nil {
 			r.PID = int64(c.proc.pid)

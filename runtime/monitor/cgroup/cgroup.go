@@ -194,3 +194,74 @@ func OOMKilled(path string) bool {
 
 // Exists reports whether any hierarchy still has the group.
 func Exists(path string) bool { return len(dirs(path)) > 0 }
+
+// freezer returns the directory with the group's freezer, "" without one, and
+// whether it is one of cgroup v1, which is the one in use on a hybrid host.
+func freezer(path string) (dir string, v1 bool) {
+	ds := dirs(path)
+	for _, d := range ds {
+		if _, err := os.Stat(d + "/freezer.state"); err == nil {
+			return d, true
+		}
+	}
+	for _, d := range ds {
+		if _, err := os.Stat(d + "/cgroup.freeze"); err == nil {
+			return d, false
+		}
+	}
+	return "", false
+}
+
+// Freeze stops every process of the group and returns when they stand.
+func Freeze(path string, patience time.Duration) error {
+	dir, v1 := freezer(path)
+	if dir == "" {
+		return errors.New("the control group has no freezer")
+	}
+	name, word := "/cgroup.freeze", "1"
+	if v1 {
+		name, word = "/freezer.state", "FROZEN"
+	}
+	pause := time.Millisecond
+	for end := time.Now().Add(patience); ; pause = min(2*pause, 50*time.Millisecond) {
+		// Again each time: on v1 a process that was just being made can keep
+		// the group in between until it is asked once more.
+		if err := os.WriteFile(dir+name, []byte(word), 0); err != nil {
+			return err
+		}
+		if frozen(dir, v1) {
+			return nil
+		}
+		if time.Now().After(end) {
+			Thaw(path)
+			return errors.New("the processes of the control group do not come to a stop")
+		}
+		time.Sleep(pause)
+	}
+}
+
+func frozen(dir string, v1 bool) bool {
+	if v1 {
+		b, err := os.ReadFile(dir + "/freezer.state")
+		return err == nil && strings.HasPrefix(string(b), "FROZEN")
+	}
+	b, err := os.ReadFile(dir + "/cgroup.events")
+	return err == nil && strings.Contains("\n"+string(b), "\nfrozen 1")
+}
+
+// Frozen reports whether every process of the group stands.
+func Frozen(path string) bool {
+	dir, v1 := freezer(path)
+	return dir != "" && frozen(dir, v1)
+}
+
+// Thaw lets the group's processes run. Idempotent.
+func Thaw(path string) {
+	switch dir, v1 := freezer(path); {
+	case dir == "":
+	case v1:
+		_ = os.WriteFile(dir+"/freezer.state", []byte("THAWED"), 0)
+	default:
+		_ = os.WriteFile(dir+"/cgroup.freeze", []byte("0"), 0)
+	}
+}

@@ -28,11 +28,14 @@ import (
 // The versions that this release speaks.
 const (
 	MinVersion = 1
-	MaxVersion = 2
+	MaxVersion = 3
 )
 
 // StreamsVersion is the first version with ExecFiles and Attach.
 const StreamsVersion = 2
+
+// CheckpointVersion is the first version with Checkpoint and Restore.
+const CheckpointVersion = 3
 
 // MaxFrame bounds a frame's length: a process or a set of limits as JSON is by
 // far the largest thing that is ever sent.
@@ -82,6 +85,22 @@ const (
 // MaxFiles is the most descriptors that one frame carries.
 const MaxFiles = 3
 
+// Frame types of CheckpointVersion.
+//
+// Checkpoint has a connection of its own: its containers are frozen until a
+// Thaw comes, the connection ends or Time has passed, whichever is first. Each
+// item names a container, the directory for its images (Bundle) and the one
+// for the log (LogPath). Captured says that all is written and frozen still.
+//
+// Restore is a Create whose first process comes from the images in the
+// directory that its one item names; the container runs when it is answered.
+const (
+	Checkpoint Type = 60
+	Captured   Type = 61
+	Thaw       Type = 62
+	Restore    Type = 63
+)
+
 // Flags of requests and statuses.
 const (
 	FlagTTY       = 1 << 0
@@ -94,6 +113,7 @@ const (
 	FlagStdout    = 1 << 7 // ExecFiles, Attach
 	FlagStderr    = 1 << 8
 	FlagFile      = 1 << 9 // Opened: a descriptor comes along
+	FlagTCP       = 1 << 20 // Checkpoint, Restore: connections too
 )
 
 // A mapping of ids is an item of PodNS: Flags says of which kind, Min is the id

@@ -29,6 +29,9 @@ func samples() []Msg {
 		{Type: Attach, ID: 7, Container: "c0ffee", Flags: FlagStdin | FlagStdout | FlagStderr},
 		{Type: Opened, ID: 7, Flags: FlagFile},
 		{Type: OK, ID: 5, Items: []Msg{{Container: "a", PID: 1, Flags: FlagStarted}, {Container: "b", Code: -1, Flags: FlagExited}}},
+		{Type: Checkpoint, ID: 1, Time: 6e10, Flags: FlagTCP, Items: []Msg{{Container: "a", Bundle: "/w/a/checkpoint", LogPath: "/w/a"}}},
+		{Type: Thaw, ID: 2},
+		{Type: Restore, ID: 3, Container: "c0ffee", Bundle: "/run/b", Time: 6e10, Items: []Msg{{Bundle: "/r/checkpoint", LogPath: "/r"}}},
 	}
 }
 
@@ -86,7 +89,7 @@ func TestUnknownFieldIsSkipped(t *testing.T) {
 }
 
 func TestNegotiate(t *testing.T) {
-	for _, c := range []struct{ lo, hi, want int64 }{{1, 1, 1}, {1, 9, 2}, {2, 9, 2}, {3, 9, 0}, {0, 0, 0}} {
+	for _, c := range []struct{ lo, hi, want int64 }{{1, 1, 1}, {1, 9, MaxVersion}, {MaxVersion + 1, 9, 0}, {0, 0, 0}} {
 		if got := Negotiate(c.lo, c.hi); got != c.want {
 			t.Errorf("Negotiate(%d, %d) = %d, want %d", c.lo, c.hi, got, c.want)
 		}
