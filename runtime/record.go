@@ -74,6 +74,9 @@ const (
 	IntentVolumes    Intent = "volumes"    // images mounted as volumes, see VolumeIDs
 	IntentBundle     Intent = "bundle"     // container's bundle directory
 	IntentEngine     Intent = "engine"     // OCI runtime state, cgroup, processes
+	// IntentRestore: the container starts from images of a checkpoint, which are
+	// under the checkpoint directory. It goes when the container has started.
+	IntentRestore Intent = "restore"
 )
 
 // MaxImageVolumes bounds the images that one container mounts.

@@ -119,6 +119,7 @@ func restore(g, a *options) error {
 	if err := readJSON("config.json", &spec); err != nil {
 		return err
 	}
+	keepProperties(&spec)
 	cfg, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: id, UseSystemdCgroup: g.on("systemd-cgroup"), NoPivotRoot: a.on("no-pivot"),
 		Spec: &spec, RootlessEUID: os.Geteuid() != 0,
@@ -126,6 +127,7 @@ func restore(g, a *options) error {
 	if err != nil {
 		return err
 	}
+	collect(cfg.Cgroups)
 	noConfigFile(cfg)
 	lp, err := toProcess(spec.Process)
 	if err != nil {

@@ -269,6 +269,9 @@ func (m *Manager) undoContainer(ctx context.Context, c runtime.Container) error 
 			return fmt.Errorf("release a root file system of container %s: %w", c.ID, err)
 		}
 	}
+	if err := m.dropRestore(c); err != nil {
+		return err
+	}
 	if err := removeAll(m.bundle(&c)); err != nil {
 		return err
 	}
@@ -329,7 +332,12 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 		return err
 	}
 	start, end := op.within(ctx, "engine-start")
-	err = mon.Start(start, id)
+	restored := runtime.Has(c.Intents, runtime.IntentRestore)
+	if restored {
+		err = m.startRestored(start, mon, &c)
+	} else {
+		err = mon.Start(start, id)
+	}
 	end(err)
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", id, err)
@@ -340,6 +348,9 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 	}
 	if err := m.o.Ledger.PutContainer(c); err != nil {
 		return err
+	}
+	if restored {
+		m.afterRestore(mon, c) //nolint:contextcheck // outlives the call
 	}
 	if m.o.UpperDir != nil {
 		// So that the first question after its size has an answer.

@@ -20,24 +20,27 @@ import (
 
 // Options is what a Manager is made of. All interface fields are required.
 type Options struct {
-	RunDir        string // pods' run directories live in RunDir/pods; on tmpfs
-	Ledger        Ledger
-	Images        Images
-	Namespaces    Namespaces
-	Network       Network
-	Dialer        Dialer
-	Monitors      Monitors
-	MountShm      func(dir string, size int64) error
-	CgroupParent  string   // for pods that name none; a slice with the systemd driver
-	Systemd       bool     // cgroups are made by systemd: slices and scopes
-	Cgroups       Cgroups  // nil: the cgroups above a pod are left alone
-	CgroupV2      bool     // the host has a unified hierarchy only
-	DaemonCaps    []string // capabilities that may be handed on
-	MinOOMScore   int
-	BootID        string
-	SeccompRoot   string // localhost profiles with relative paths; "" refuses them
-	Usage         UsageReader
-	UpperDir      func(id string) string // writable layer of a root file system; nil: not measured
+	RunDir       string // pods' run directories live in RunDir/pods; on tmpfs
+	Ledger       Ledger
+	Images       Images
+	Namespaces   Namespaces
+	Network      Network
+	Dialer       Dialer
+	Monitors     Monitors
+	MountShm     func(dir string, size int64) error
+	CgroupParent string   // for pods that name none; a slice with the systemd driver
+	Systemd      bool     // cgroups are made by systemd: slices and scopes
+	Cgroups      Cgroups  // nil: the cgroups above a pod are left alone
+	CgroupV2     bool     // the host has a unified hierarchy only
+	DaemonCaps   []string // capabilities that may be handed on
+	MinOOMScore  int
+	BootID       string
+	SeccompRoot  string // localhost profiles with relative paths; "" refuses them
+	Usage        UsageReader
+	UpperDir     func(id string) string // writable layer of a root file system; nil: not measured
+	// CheckpointDir is for files of checkpoints and restores under way; on disk,
+	// of this Manager alone. "" refuses both.
+	CheckpointDir string
 	Extensions    Extensions
 	Plugins       Plugins // nil: none
 	Log           *slog.Logger

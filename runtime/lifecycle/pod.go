@@ -87,7 +87,7 @@ func (m *Manager) existingPod(ctx context.Context, old runtime.Pod, cfg runtime.
 	case runtime.PodCreating, runtime.PodRemoving:
 		// What an earlier failure left. It never keeps the name: if it cannot be
 		// cleaned now, the next reconcile pass or removal tries again.
-		if err := m.undoPod(ctx, old); err != nil {
+		if err := m.undoWhole(ctx, old); err != nil {
 			m.log.Warn("clean-up of an earlier pod of the same name failed", "pod", old.ID, "error", err)
 		}
 		return "", true, nil
@@ -132,28 +132,42 @@ const shmSize = 64 << 20
 
 // makePod makes all that the pod's intents announce and records the pod ready.
 func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) error {
-	dir := m.podDir(p.ID)
-	for _, d := range []string{dir, m.nsDir(p.ID), filepath.Join(dir, "containers")} {
-		if err := os.MkdirAll(d, 0o711); err != nil {
-			return err
-		}
-	}
-	mon, err := m.podBasis(ctx, op, p, dir)
+	mon, err := m.buildPod(ctx, op, p)
 	if err != nil {
 		return err
-	}
-	if err := m.podFiles(*p); err != nil {
-		return fmt.Errorf("write the pod's files: %w", err)
-	}
-	if p.Config.Namespaces.PID == runtime.NamespacePod {
-		if err := m.podPIDNamespace(ctx, mon, p); err != nil {
-			return err
-		}
 	}
 	defer m.holdPlugins()()
 	if err := m.podStep(ctx, StepPodRun, *p); err != nil {
 		return err
 	}
+	return m.readyPod(p, mon)
+}
+
+// buildPod makes all that the pod's intents announce.
+func (m *Manager) buildPod(ctx context.Context, op *operation, p *runtime.Pod) (Monitor, error) {
+	dir := m.podDir(p.ID)
+	for _, d := range []string{dir, m.nsDir(p.ID), filepath.Join(dir, "containers")} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return nil, err
+		}
+	}
+	mon, err := m.podBasis(ctx, op, p, dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.podFiles(*p); err != nil {
+		return nil, fmt.Errorf("write the pod's files: %w", err)
+	}
+	if p.Config.Namespaces.PID == runtime.NamespacePod {
+		if err := m.podPIDNamespace(ctx, mon, p); err != nil {
+			return nil, err
+		}
+	}
+	return mon, nil
+}
+
+// readyPod records the pod ready.
+func (m *Manager) readyPod(p *runtime.Pod, mon Monitor) error {
 	state, err := runtime.MovePod(p.State, runtime.PodReady)
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 		})
 	}
 	_ = g.Wait()
-	errs = append(errs, m.sweep(ctx))
+	errs = append(errs, m.sweep(ctx), m.sweepCheckpoints())
 	return errors.Join(errs...)
 }
 
@@ -95,6 +95,9 @@ func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, c runtime
 		return
 	}
 	s, ok := known[c.ID]
+	if !m.reconcileRestore(&c, s, ok) {
+		return
+	}
 	if ok && s.Started && c.State == runtime.ContainerCreated {
 		// The daemon died between the start and its record.
 		c.State, c.StartedAt = runtime.ContainerRunning, time.Now().UnixNano()

@@ -38,6 +38,9 @@ func (m *Manager) stopContainer(ctx context.Context, id runtime.ContainerID, tim
 	case runtime.ContainerExited, runtime.ContainerRemoving:
 		return nil
 	}
+	if done, err := m.stopUnrestored(ctx, c); done || err != nil {
+		return err
+	}
 	gone := m.liveOf(id).gone
 	mon, err := m.monitor(ctx, c.PodID)
 	if err != nil {
@@ -143,6 +146,11 @@ func (m *Manager) recordExit(ctx context.Context, id runtime.ContainerID, e Exit
 		return
 	}
 	defer done()
+	m.exited(ctx, id, e)
+}
+
+// exited is recordExit for whoever has the container's turn.
+func (m *Manager) exited(ctx context.Context, id runtime.ContainerID, e Exit) {
 	l := m.liveOf(id)
 	c, err := m.o.Ledger.Container(id)
 	if err != nil {

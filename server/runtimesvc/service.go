@@ -127,6 +127,7 @@ type Options struct {
 	Streamable Streamable
 	StreamURLs StreamURLs
 	Usages     Usages
+	Snapshots  Snapshots
 	Node       Node
 	Images     ImageResolver
 	Host       Host

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -191,7 +189,7 @@ func newFake() *fake {
 
 func newService(f *fake) *Service {
 	return New(Options{
-		Pods: f, Containers: f, Records: f, Events: f, Tuning: f, Execs: f, Usages: f, Node: f, Images: f, Version: "1.2.3",
+		Pods: f, Containers: f, Records: f, Events: f, Tuning: f, Execs: f, Usages: f, Snapshots: f, Node: f, Images: f, Version: "1.2.3",
 		Streamable: streamFake{}, StreamURLs: streamFake{},
 		Info: func() map[string]any { return map[string]any{"stages": map[string]int{"x": 1}} },
 	})
@@ -489,16 +487,6 @@ func TestUpdateAndReopen(t *testing.T) {
 	}
 	if _, err := s.ReopenContainerLog(t.Context(), &cri.ReopenContainerLogRequest{ContainerId: "cc3"}); !errors.Is(err, runtime.ErrState) {
 		t.Errorf("reopen of an exited one: %v", err)
-	}
-}
-
-func TestUnimplemented(t *testing.T) {
-	s := newService(newFake())
-	_, e2 := s.CheckpointContainer(t.Context(), nil)
-	for name, err := range map[string]error{"CheckpointContainer": e2} {
-		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", name, err)
-		}
 	}
 }
 

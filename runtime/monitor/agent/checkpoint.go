@@ -93,7 +93,7 @@ func (a *agent) newCut(cn *conn, m *proto.Msg) (*cut, error) {
 func (k *cut) listen() {
 	defer close(k.gone)
 	var m proto.Msg
-	if _, err := proto.Read(k.cn.f, nil, &m); err == nil && m.Type == proto.Thaw {
+	if _, err := proto.Read(k.cn, nil, &m); err == nil && m.Type == proto.Thaw {
 		k.ask = m.ID
 	}
 }

@@ -112,7 +112,7 @@ const (
 	FlagOOM       = 1 << 6
 	FlagStdout    = 1 << 7 // ExecFiles, Attach
 	FlagStderr    = 1 << 8
-	FlagFile      = 1 << 9 // Opened: a descriptor comes along
+	FlagFile      = 1 << 9  // Opened: a descriptor comes along
 	FlagTCP       = 1 << 20 // Checkpoint, Restore: connections too
 )
 

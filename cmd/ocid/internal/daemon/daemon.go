@@ -108,8 +108,9 @@ func build(ctx context.Context, o Options) (*parts, error) {
 		Systemd: d.driver == config.Systemd, Cgroups: cgroups{systemd: d.driver == config.Systemd},
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
 		SeccompRoot: c.Runtime.SeccompRoot, Usage: &usage{},
-		UpperDir:   func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
-		Extensions: ext, Plugins: d.plugins(),
+		CheckpointDir: filepath.Join(c.Root, "checkpoints"),
+		UpperDir:      func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
+		Extensions:    ext, Plugins: d.plugins(),
 		Log: log,
 	})
 	return d, nil
@@ -200,7 +201,7 @@ func (d *parts) close(ctx context.Context) {
 func (d *parts) runtimeService(c config.Config, log *slog.Logger, streams *streaming.Server) *runtimesvc.Service {
 	return runtimesvc.New(runtimesvc.Options{
 		Pods: d.manager, Containers: d.manager, Records: d.manager, Events: d.manager, Tuning: d.manager,
-		Execs: d.manager, Streamable: d.manager, StreamURLs: streams, Usages: d.manager, Node: d.node(), Images: resolver{d.store},
+		Execs: d.manager, Streamable: d.manager, StreamURLs: streams, Usages: d.manager, Snapshots: d.manager, Node: d.node(), Images: resolver{d.store},
 		Host:    runtimesvc.Host{AppArmor: d.host.appArmor, CgroupV2: d.host.cgroupV2, Hugetlb: d.host.hugetlb},
 		Version: Version, Log: log, ToStatus: server.Status,
 		Info: d.info,

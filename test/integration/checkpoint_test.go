@@ -1,0 +1,211 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/ocid-io/ocid/test/harness"
+)
+
+// counting is a program whose state is in memory, in a file, in one that is
+// gone, and in its children.
+const counting = `rm /etc/issue; n=100; while :; do n=$((n+1)); echo tick $n; echo $n > /tmp/n; sleep 0.2; done`
+
+// needCriu skips where criu cannot do its work. Whether it can is found out by
+// the real thing: its own check says no of things that containers do not need.
+func needCriu(t *testing.T) {
+	t.Helper()
+	need(t)
+	if _, err := exec.LookPath("criu"); err != nil {
+		t.Skip("needs criu (Debian: apt-get install criu)")
+	}
+	dir := t.TempDir()
+	p := exec.Command("setsid", "sleep", "60")
+	check(t, p.Start())
+	defer func() {
+		_ = p.Process.Kill()
+		_ = p.Wait()
+	}()
+	out, err := exec.Command("criu", "dump", "--leave-running", "-D", dir, "-o", "log", "-t", strconv.Itoa(p.Process.Pid)).CombinedOutput()
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(dir, "log"))
+		var first string
+		for line := range strings.Lines(string(log)) {
+			if strings.Contains(line, "Error (") {
+				first = strings.TrimSpace(line)
+				break
+			}
+		}
+		t.Skipf("criu of this machine cannot dump a process of its kernel: %v: %s %s", err, bytes.TrimSpace(out), first)
+	}
+}
+
+// ticks returns the numbers in a container's log.
+func ticks(t *testing.T, file string) (out []int) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	check(t, err)
+	for _, m := range regexp.MustCompile(`stdout F tick (\d+)\n`).FindAllSubmatch(b, -1) {
+		n, err := strconv.Atoi(string(m[1]))
+		check(t, err)
+		out = append(out, n)
+	}
+	return out
+}
+
+// awaitTicks returns once more than n ticks are in the log.
+func awaitTicks(t *testing.T, ctx context.Context, file string, n int) []int {
+	t.Helper()
+	for {
+		if got := ticks(t, file); len(got) > n {
+			return got
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("no more than %d ticks in %s", n, file)
+		case <-time.After(20 * time.Millisecond): // a log file has no event
+		}
+	}
+}
+
+func TestCheckpointRestore(t *testing.T) {
+	needCriu(t)
+	for _, handler := range []string{"", "runc"} {
+		t.Run("handler "+handler, func(t *testing.T) {
+			e, ctx := env(t)
+			checkpointRestore(t, ctx, e, handler)
+		})
+	}
+}
+
+func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handler string) {
+	dir := t.TempDir()
+	pod := e.Pod("count", false)
+	pod.Hostname = "count"
+	c := harness.Shell("main", counting)
+	podID, id, err := e.Up(ctx, pod, handler, c)
+	check(t, err)
+	t.Cleanup(func() { _ = e.Down(context.Background(), podID) })
+	log := filepath.Join(pod.LogDirectory, "main.log")
+	awaitTicks(t, ctx, log, 3)
+
+	// One container, for whoever looks at it later.
+	archive := filepath.Join(dir, "main.tar")
+	_, err = e.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: archive})
+	check(t, err)
+	checkArchive(t, archive)
+	awaitTicks(t, ctx, log, len(ticks(t, log))) // it runs on
+
+	// The pod, to be made again.
+	out := filepath.Join(dir, "pod")
+	check(t, os.Mkdir(out, 0o700))
+	limited, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	_, err = e.Runtime.CheckpointPod(limited, &runtimeapi.CheckpointPodRequest{PodSandboxId: podID, OutputPath: out, ContainerIds: []string{id}})
+	check(t, err)
+	atMost := len(awaitTicks(t, ctx, log, len(ticks(t, log))))
+	_, err = e.Runtime.CheckpointPod(limited, &runtimeapi.CheckpointPodRequest{PodSandboxId: podID, OutputPath: out, ContainerIds: []string{id}})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a second checkpoint into the same directory: %v", err)
+	}
+	check(t, e.Down(ctx, podID))
+	last := 100 + atMost
+
+	again := e.Pod("count", false)
+	again.Hostname = "count"
+	req := &runtimeapi.RestorePodRequest{CheckpointPath: out, Config: again, RuntimeHandler: handler, ContainerConfigs: []*runtimeapi.ContainerConfig{c}}
+	r := must[*runtimeapi.RestorePodResponse](t)(e.Runtime.RestorePod(limited, req))
+	t.Cleanup(func() { _ = e.Down(context.Background(), r.PodSandboxId) })
+	second := must[*runtimeapi.RestorePodResponse](t)(e.Runtime.RestorePod(limited, req))
+	if len(r.RestoredContainers) != 1 || r.RestoredContainers[0].Name != "main" || second.String() != r.String() {
+		t.Fatalf("restored %v, and then %v", r, second)
+	}
+	id = r.RestoredContainers[0].ContainerId
+	if s := must[*runtimeapi.ContainerStatus](t)(e.Status(ctx, id)); s.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("state after the restore is %v", s.State)
+	}
+	log = filepath.Join(again.LogDirectory, "main.log")
+	if got := ticks(t, log); len(got) != 0 {
+		t.Errorf("it ran before its start: %v", got)
+	}
+	check(t, os.RemoveAll(out)) // it is the client's to remove
+	check(t, e.StartContainer(ctx, id))
+	got := awaitTicks(t, ctx, log, 2)
+	if got[0] <= 102 || got[0] > last+1 {
+		t.Errorf("it goes on with tick %d; the last one before was %d", got[0], last)
+	}
+	x := must[*runtimeapi.ExecSyncResponse](t)(e.Exec(ctx, id, "sh", "-c", "test ! -e /etc/issue && test -s /tmp/n && hostname"))
+	if x.ExitCode != 0 || string(x.Stdout) != "count\n" {
+		t.Errorf("exec in the restored container: %d %q %q", x.ExitCode, x.Stdout, x.Stderr)
+	}
+	stats := must[*runtimeapi.ContainerStatsResponse](t)(e.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id}))
+	if stats.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
+		t.Errorf("stats are %v", stats.Stats)
+	}
+	check(t, e.StopContainer(ctx, id, 1))
+	if s := must[*runtimeapi.ContainerStatus](t)(e.Status(ctx, id)); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 {
+		t.Errorf("after the stop: %v", s)
+	}
+	check(t, e.Down(ctx, r.PodSandboxId))
+	check(t, os.RemoveAll(pod.LogDirectory))
+	check(t, os.RemoveAll(again.LogDirectory))
+}
+
+// checkArchive reads an archive as other programs do.
+func checkArchive(t *testing.T, file string) {
+	t.Helper()
+	f, err := os.Open(file)
+	check(t, err)
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the archive: %v, %v", st.Mode(), err)
+	}
+	have := map[string]string{}
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		check(t, err)
+		b, err := io.ReadAll(io.LimitReader(r, 1<<16))
+		check(t, err)
+		have[h.Name] = string(b)
+	}
+	for _, n := range []string{
+		"config.dump", "spec.dump", "status", "deleted.files", "rootfs-diff.tar", "dump.log", "stats-dump", "container.log",
+		"checkpoint/descriptors.json", "checkpoint/inventory.img", "checkpoint/pstree.img",
+	} {
+		if have[n] == "" {
+			t.Errorf("the archive has no %s, or it is empty", n)
+		}
+	}
+	if !strings.Contains(have["deleted.files"], `"etc/issue"`) {
+		t.Errorf("deleted.files: %s", have["deleted.files"])
+	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".ocid-checkpoint-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left beside: %v %v", left, err)
+	}
+	if testing.Verbose() {
+		fmt.Printf("archive members: %d\n", len(have))
+	}
+}
