@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra/doc"
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
+	"github.com/ocid-io/ocid/cmd/ocid/internal/observe"
 )
 
 // docsCommand writes the pages that are generated from the code.
@@ -58,7 +59,11 @@ func reference(root *cobra.Command) (map[string]string, error) {
 	if err := commands(&b, root); err != nil {
 		return nil, err
 	}
-	return map[string]string{"commands.md": b.String(), "config.md": config.Reference()}, nil
+	metrics, err := observe.Reference()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"commands.md": b.String(), "config.md": config.Reference(), "metrics.md": metrics}, nil
 }
 
 // commands writes one section per command that can be run, in order of name.

@@ -94,7 +94,7 @@ func (s *Service) podStatsOf(ctx context.Context, pods []*runtime.Pod) ([]*cri.P
 	return gather(ctx, pods, func(ctx context.Context, p *runtime.Pod) (*cri.PodSandboxStats, error) {
 		st, err := s.podStats(ctx, p, running[p.ID])
 		if err != nil {
-			s.log.Debug("pod left out of stats", "pod", string(p.ID), "err", err)
+			s.log.Debug("pod left out of stats", "pod", string(p.ID), "error", err)
 		}
 		return st, err
 	})

@@ -114,10 +114,16 @@ func (d *parts) reconcile(ctx context.Context) {
 // observe serves the debug socket and, where configured, metrics over TCP.
 func (d *parts) observe(ctx context.Context, c config.Config) error {
 	l, err := server.ListenPrivate(filepath.Join(c.RunRoot, debugSocket))
-	if err != nil {
+	switch {
+	case errors.Is(err, server.ErrInUse):
+		// With a socket that it was handed, this is how a second daemon on the
+		// same run root is known.
 		return err
+	case err != nil:
+		d.log.Warn("there is no debug socket", "error", err)
+	default:
+		go observe.ServeDebug(ctx, l, d.metrics, d.state, d.log)
 	}
-	go observe.ServeDebug(ctx, l, d.metrics, d.state, d.log)
 	if c.Metrics.Listen == "" {
 		return nil
 	}

@@ -56,6 +56,7 @@ func Examine(ctx context.Context, m Machine) []Finding {
 		{"kernel", e.kernel},
 		{"cgroups", e.cgroups},
 		{"permissions", e.permissions},
+		{"security", e.security},
 		{"mounts", e.mounts},
 		{"disk", e.disk},
 		{"sysctls", e.sysctls},

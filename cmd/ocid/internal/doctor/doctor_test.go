@@ -123,6 +123,19 @@ func TestFaults(t *testing.T) {
 			"cgroups/version", Warn, "beside it",
 		},
 		"no memory controller": {in("cg/cgroup.controllers", "cpu pids\n"), "cgroups/memory controller", Fail, "missing"},
+		"no parser": {
+			func(t *testing.T, m *Machine) {
+				t.Helper()
+				in("sys/module/apparmor/parameters/enabled", "Y\n")(t, m)
+				in("sys/kernel/security/apparmor/profiles", "")(t, m)
+			}, "security/AppArmor", Warn, "without apparmor_parser",
+		},
+		"no securityfs": {in("sys/module/apparmor/parameters/enabled", "Y\n"), "security/AppArmor", Warn, "out of reach"},
+		"unused SELinux": {func(t *testing.T, m *Machine) {
+			t.Helper()
+			in("sys/fs/selinux/enforce", "1")(t, m)
+			m.Config.Runtime.SELinux = false
+		}, "security/SELinux", Warn, "false"},
 		"private root":         {in("proc/self/mountinfo", "22 1 8:1 / / rw - ext4 x rw\n30 22 0:26 / /cg rw - cgroup2 x rw\n"), "mounts/propagation of /", Warn, "private"},
 		"no forwarding":        {in("proc/sys/net/ipv4/ip_forward", "0\n"), "sysctls/net.ipv4.ip_forward", Warn, "0"},
 		"no bridge filter":     {gone("proc/sys/net/bridge"), "sysctls/net.bridge.bridge-nf-call-iptables", Warn, "missing"},

@@ -52,6 +52,41 @@ func (e *exam) sysctls(context.Context) {
 	}
 }
 
+// security checks the modules that confine containers, and what they need.
+func (e *exam) security(context.Context) {
+	on, err := e.read("/sys/module/apparmor/parameters/enabled")
+	switch {
+	case err != nil || !strings.HasPrefix(on, "Y"):
+		e.ok("AppArmor", "off: profiles that pods name are refused")
+	default:
+		e.apparmor()
+	}
+	mode, err := e.read("/sys/fs/selinux/enforce")
+	switch {
+	case err != nil:
+		e.ok("SELinux", "off: labels that pods name are ignored")
+	case !e.Config.Runtime.SELinux:
+		e.bad(Warn, "SELinux", "on, and runtime.selinux is false", "containers are not kept apart by labels", "set runtime.selinux to true")
+	default:
+		e.ok("SELinux", "on, %s", map[bool]string{true: "enforcing", false: "permissive"}[mode == "1"])
+	}
+}
+
+func (e *exam) apparmor() {
+	const cost = "the default profile cannot be loaded: containers run without it or do not start"
+	if _, err := os.Stat(e.path("/sys/kernel/security/apparmor/profiles")); err != nil {
+		e.bad(Warn, "AppArmor", "on, and its list of profiles is out of reach", cost, "mount -t securityfs securityfs /sys/kernel/security")
+		return
+	}
+	for _, p := range []string{"/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"} {
+		if _, err := os.Stat(e.path(p)); err == nil {
+			e.ok("AppArmor", "on, with %s", p)
+			return
+		}
+	}
+	e.bad(Warn, "AppArmor", "on, without apparmor_parser", cost, "install apparmor (Debian: apparmor)")
+}
+
 // users checks the ids that pods with user namespaces are given.
 func (e *exam) users(context.Context) {
 	const pods, perPod = 110, 65536
