@@ -81,6 +81,13 @@ func mountShifted(target string, lowers []string, upper, work string, shift *os.
 			return err
 		}
 		noDetachedLower.Store(true)
+		// The attempt has marked the work directory as one of a volatile overlay,
+		// which no other may use.
+		if work != "" {
+			if err := os.RemoveAll(filepath.Join(work, "work")); err != nil {
+				return err
+			}
+		}
 	}
 	mfd, err := overlayInPrivate(filepath.Dir(target), fds, upper, work)
 	if err != nil {
