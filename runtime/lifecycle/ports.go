@@ -130,6 +130,7 @@ type Dialer interface {
 type Monitor interface {
 	MonitorLives
 	MonitorProcesses
+	MonitorStreams
 	// State lists what the monitor knows of every container it holds.
 	State(ctx context.Context) ([]ContainerStatus, error)
 	// PIDNamespace starts the process that holds the pod's shared PID namespace
@@ -165,6 +166,14 @@ type MonitorProcesses interface {
 	// comes; returns when the process has exited and its output has ended or,
 	// after the exit, drain has passed. On ctx end the process is killed.
 	Exec(ctx context.Context, id runtime.ContainerID, req ExecRequest) (exitCode int, err error)
+	// ReopenLog closes and opens the container's log file again.
+	ReopenLog(ctx context.Context, id runtime.ContainerID) error
+	// Update applies new limits with the runtime's "update".
+	Update(ctx context.Context, id runtime.ContainerID, r specs.LinuxResources) error
+}
+
+// MonitorStreams couples clients with what runs.
+type MonitorStreams interface {
 	// CanStream reports nil, or ErrUnavailable from a monitor of a release that
 	// has neither ExecStream nor Attach.
 	CanStream() error
@@ -174,10 +183,6 @@ type MonitorProcesses interface {
 	// Attach couples the client with the container's own files, until either
 	// ends. A client that does not read is detached with an error.
 	Attach(ctx context.Context, id runtime.ContainerID, s runtime.Streams) error
-	// ReopenLog closes and opens the container's log file again.
-	ReopenLog(ctx context.Context, id runtime.ContainerID) error
-	// Update applies new limits with the runtime's "update".
-	Update(ctx context.Context, id runtime.ContainerID, r specs.LinuxResources) error
 }
 
 // CreateRequest asks a monitor for a container.

@@ -371,21 +371,22 @@ func (x *session) output(f *os.File, w io.Writer) {
 	})
 }
 
-// copyOut returns an error of w only: a read that fails is the end.
+// copyOut returns an error of w only: a read that fails is the end, be it
+// that of the pipe, a terminal that was hung up, or the time to drain.
 func (x *session) copyOut(w io.Writer, f *os.File) error {
 	buf := make([]byte, firstBuffer)
 	for {
 		if x.draining.Load() {
 			_ = f.SetReadDeadline(time.Now().Add(streamDrain))
 		}
-		n, err := f.Read(buf)
+		n, end := f.Read(buf)
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
 				return err
 			}
 		}
-		if err != nil {
-			return nil
+		if end != nil {
+			return nil //nolint:nilerr // see above
 		}
 		if n == len(buf) && n < maxBuffer {
 			buf = make([]byte, min(8*n, maxBuffer))

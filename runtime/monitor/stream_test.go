@@ -479,3 +479,36 @@ func TestOlderMonitor(t *testing.T) {
 		}
 	}
 }
+
+// TestOlderDaemon speaks version 1 to the monitor of today.
+func TestOlderDaemon(t *testing.T) {
+	p := newPod(t, "ocid")
+	r := p.run("c1", nil, "sleep", "1000")
+	dir, err := os.Open(p.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	conn, err := net.Dial("unix", address(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, c := range []struct{ ask, want proto.Msg }{
+		{proto.Msg{Type: proto.Hello, Min: 1, Max: 1}, proto.Msg{Type: proto.HelloOK, Max: 1}},
+		{proto.Msg{Type: proto.State, ID: 2}, proto.Msg{Type: proto.OK}},
+		{proto.Msg{Type: proto.Signal, ID: 3, Container: string(r.ID), Code: 9}, proto.Msg{Type: proto.OK}},
+		{proto.Msg{Type: proto.Wait, ID: 4, Container: string(r.ID)}, proto.Msg{Type: proto.OK, Code: 137}},
+	} {
+		if _, err := conn.Write(proto.Append(nil, &c.ask)); err != nil {
+			t.Fatal(err)
+		}
+		var m proto.Msg
+		if _, err := proto.Read(conn, nil, &m); err != nil {
+			t.Fatal(err)
+		}
+		if m.Type != c.want.Type || m.Max != c.want.Max || m.Code != c.want.Code || m.ID != c.ask.ID {
+			t.Errorf("%+v, want %+v", m, c.want)
+		}
+	}
+}

@@ -244,7 +244,7 @@ func (a adapter) PortForward(_ context.Context, _, _ string, port int32, stream 
 		return fmt.Errorf("%w: port %d", runtime.ErrInvalid, port)
 	}
 	begin := time.Now()
-	err := a.s.o.Backend.PortForward(a.ctx, a.req.pod, uint16(port), stream)
+	err := a.s.o.Backend.PortForward(a.ctx, a.req.pod, uint16(port), stream) //nolint:contextcheck // see above
 	if err == nil {
 		return nil
 	}

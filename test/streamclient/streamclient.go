@@ -80,7 +80,7 @@ func upgrade(c net.Conn, u *url.URL, protocol string) (httpstream.Connection, er
 		return nil, err
 	}
 	br := bufio.NewReader(c)
-	resp, err := http.ReadResponse(br, req)
+	resp, err := http.ReadResponse(br, req) //nolint:bodyclose // the connection is the stream from here on
 	if err != nil {
 		return nil, err
 	}

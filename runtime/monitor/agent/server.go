@@ -93,8 +93,12 @@ func (c *conn) sendFile(m *proto.Msg, file *os.File) error {
 	err = rc.Control(func(fd uintptr) {
 		werr := c.rc.Write(func(s uintptr) bool {
 			// A few bytes on a socket that nothing waits in go as a whole.
-			serr = syscall.Sendmsg(int(s), b, syscall.UnixRights(int(fd)), nil, 0)
-			return serr != syscall.EAGAIN
+			for {
+				serr = syscall.Sendmsg(int(s), b, syscall.UnixRights(int(fd)), nil, 0)
+				if !errors.Is(serr, syscall.EINTR) {
+					return !errors.Is(serr, syscall.EAGAIN)
+				}
+			}
 		})
 		if serr == nil {
 			serr = werr
