@@ -43,6 +43,7 @@ func TestEndurance(t *testing.T) {
 	t.Logf("seed %d", seed)
 	e, _ := own(t, harness.Options{Progress: os.Stderr, CNIDir: failingCNI(t)})
 	ctx := deadline(t, 20*time.Minute)
+	must[string](t)(e.Pull(ctx, harness.Busybox))
 	k := &killer{e: e, stop: make(chan struct{}), only: "ocid-monitor", rng: rand.New(rand.NewPCG(seed, 1))}
 	live := func(from, to int) []error { return k.lives(ctx, seed, from, to) }
 	for _, err := range live(0, endureWarm) {
