@@ -28,6 +28,7 @@ type world struct {
 	root    string
 	mons    map[runtime.PodID]*fakeMonitor
 	led     *ledger.Ledger
+	heard   func(runtime.PodID) // of the newest manager
 }
 
 func newWorld(t *testing.T) *world {
@@ -143,6 +144,21 @@ func (f fakeMonitors) Spawn(ctx context.Context, id runtime.PodID, _, _, _ strin
 	f.mons[id] = m
 	f.mu.Unlock()
 	return m, 0, 0, nil
+}
+
+func (f fakeMonitors) OnLoss(heard func(runtime.PodID)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.heard = heard
+}
+
+// die ends a pod's monitor, as a crash does.
+func (w *world) die(id runtime.PodID) {
+	w.mu.Lock()
+	mon, heard := w.mons[id], w.heard
+	w.mu.Unlock()
+	close(mon.dead)
+	go heard(id)
 }
 
 func (f fakeMonitors) Connect(_ context.Context, id runtime.PodID, _ string) (Monitor, error) {

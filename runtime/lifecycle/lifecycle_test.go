@@ -247,6 +247,36 @@ func TestMonitorDies(t *testing.T) {
 	}
 }
 
+// A pod whose monitor dies before it holds a container is not ready any more:
+// nothing can be made in it.
+func TestMonitorOfEmptyPodDies(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	ctx := t.Context()
+	id, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.die(id)
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if p, err := m.Pod(string(id)); err != nil || p.State == runtime.PodNotReady {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("the pod stays ready")
+		}
+	}
+	if _, err := m.CreateContainer(ctx, id, containerConfig("c")); !errors.Is(err, runtime.ErrState) {
+		t.Errorf("create in a pod without a monitor: %v", err)
+	}
+	if err := m.RemovePod(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
 // A monitor may die before the client learns of its pod; the client's retry
 // must not run into the remains.
 func TestRetryAfterUnusedPodDied(t *testing.T) {

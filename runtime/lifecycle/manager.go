@@ -96,7 +96,7 @@ func New(o Options) *Manager {
 	}
 	j := newJournal(o.Ledger)
 	o.Ledger = j
-	return &Manager{
+	m := &Manager{
 		o: o, log: o.Log, journal: j,
 		flights: flights{ops: map[string]*operation{}},
 		podTurn: turns{held: map[string]*turn{}},
@@ -107,6 +107,8 @@ func New(o Options) *Manager {
 		retrying:    map[string]bool{},
 		podReadings: map[runtime.PodID]*reading{},
 	}
+	o.Monitors.OnLoss(m.lost)
+	return m
 }
 
 // Drain waits for the operations in flight, or for ctx.

@@ -178,6 +178,10 @@ func (m *Manager) readyPod(p *runtime.Pod, mon Monitor) error {
 		return fmt.Errorf("record the pod: %w", err)
 	}
 	*p = ready
+	// A monitor that died before the pod was ready was lost unheard.
+	if mon, err = m.o.Monitors.Connect(ctx, p.ID, dir); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	m.pods[p.ID] = mon
 	m.mu.Unlock()

@@ -235,6 +235,9 @@ type Monitors interface {
 	Orphan(ctx context.Context, id runtime.PodID, dir, handler string, containers []OrphanContainer) (map[runtime.ContainerID]Exit, error)
 	// Handlers lists the configured handler names; "" is the default's alias.
 	Handlers() []string
+	// OnLoss sets what is called, on a goroutine of its own, when the connection
+	// to a monitor has ended, for whatever reason.
+	OnLoss(f func(id runtime.PodID))
 }
 
 // OrphanContainer names a container that a dead monitor held.

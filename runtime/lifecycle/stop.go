@@ -190,6 +190,27 @@ func (m *Manager) orphan(ctx context.Context, pod runtime.PodID) error {
 	return err
 }
 
+// lost settles a pod whose monitor has gone, also one that holds nothing: a
+// pod without a monitor can run nothing, and whoever made it must know.
+func (m *Manager) lost(id runtime.PodID) {
+	if m.o.Ledger.PodState(id) != runtime.PodReady {
+		return // being made or removed: that operation sees to it
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), m.o.OperationTime)
+	defer cancel()
+	done, err := m.podTurn.take(ctx, string(id))
+	if err != nil {
+		return
+	}
+	defer done()
+	if m.o.Ledger.PodState(id) != runtime.PodReady {
+		return
+	}
+	if err := m.orphan(ctx, id); err != nil {
+		m.log.Error("clean-up after a lost monitor failed", "pod", id, "error", err)
+	}
+}
+
 func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
 	p, err := m.o.Ledger.Pod(pod)
 	if err != nil {
@@ -219,8 +240,12 @@ func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
 		}
 		m.recordExit(ctx, h.ID, e)
 	}
-	if p.State != runtime.PodReady {
+	// Meanwhile it may have been stopped, or removed.
+	if p, err = m.o.Ledger.Pod(pod); errors.Is(err, runtime.ErrNotFound) || err == nil && p.State != runtime.PodReady {
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	m.counters.lost.Add(1)
 	m.log.Warn("the pod's monitor is gone; its containers were ended", "pod", pod)

@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -67,6 +68,8 @@ type Monitors struct {
 	retired map[string]engine.Handler // guarded by mu: gone from the configuration, pods may have them
 	clients map[runtime.PodID]*Client
 	busy    map[runtime.PodID]*podLock // one spawn or connect per pod at a time
+
+	onLoss atomic.Pointer[func(runtime.PodID)]
 }
 
 var (
@@ -195,6 +198,9 @@ func (m *Monitors) forget(id runtime.PodID, c *Client) {
 	}
 }
 
+// OnLoss sets what hears of connections that ended.
+func (m *Monitors) OnLoss(f func(id runtime.PodID)) { m.onLoss.Store(&f) }
+
 // Connect finds a running monitor.
 func (m *Monitors) Connect(ctx context.Context, id runtime.PodID, dir string) (lifecycle.Monitor, error) {
 	defer m.lock(id)()
@@ -216,7 +222,12 @@ func (m *Monitors) connect(ctx context.Context, id runtime.PodID, dir string) (*
 	if err != nil {
 		return nil, fmt.Errorf("%w: monitor of pod %s: %w", runtime.ErrUnavailable, id, err)
 	}
-	c.onClose = func() { m.forget(id, c) }
+	c.onClose = func() {
+		m.forget(id, c)
+		if f := m.onLoss.Load(); f != nil {
+			(*f)(id)
+		}
+	}
 	m.mu.Lock()
 	m.clients[id] = c
 	m.mu.Unlock()
