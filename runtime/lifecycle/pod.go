@@ -140,7 +140,7 @@ func (m *Manager) makePod(ctx context.Context, op *operation, p *runtime.Pod) er
 	if err := m.podStep(ctx, StepPodRun, *p); err != nil {
 		return err
 	}
-	return m.readyPod(p, mon)
+	return m.readyPod(ctx, p, mon)
 }
 
 // buildPod makes all that the pod's intents announce.
@@ -167,7 +167,7 @@ func (m *Manager) buildPod(ctx context.Context, op *operation, p *runtime.Pod) (
 }
 
 // readyPod records the pod ready.
-func (m *Manager) readyPod(p *runtime.Pod, mon Monitor) error {
+func (m *Manager) readyPod(ctx context.Context, p *runtime.Pod, mon Monitor) error {
 	state, err := runtime.MovePod(p.State, runtime.PodReady)
 	if err != nil {
 		return err
@@ -179,7 +179,7 @@ func (m *Manager) readyPod(p *runtime.Pod, mon Monitor) error {
 	}
 	*p = ready
 	// A monitor that died before the pod was ready was lost unheard.
-	if mon, err = m.o.Monitors.Connect(ctx, p.ID, dir); err != nil {
+	if _, err := m.o.Monitors.Connect(ctx, p.ID, m.podDir(p.ID)); err != nil {
 		return err
 	}
 	m.mu.Lock()

@@ -260,7 +260,7 @@ func (m *Manager) makeRestored(ctx context.Context, op *operation, p *runtime.Po
 			return fmt.Errorf("container %q: %w", cs[i].Config.Name.Name, err)
 		}
 	}
-	return m.readyPod(p, mon)
+	return m.readyPod(ctx, p, mon)
 }
 
 func (m *Manager) restoreDir(id runtime.ContainerID) string {
