@@ -41,6 +41,9 @@ type Options struct {
 	// CheckpointDir is for files of checkpoints and restores under way; on disk,
 	// of this Manager alone. "" refuses both.
 	CheckpointDir string
+	// Stat tells whether a mount source is there, in bounded time whatever file
+	// system it is on; nil is os.Stat.
+	Stat          func(ctx context.Context, path string) error
 	Extensions    Extensions
 	Plugins       Plugins // nil: none
 	Log           *slog.Logger

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocid-io/ocid/internal/patientstat"
 	"github.com/ocid-io/ocid/runtime"
 )
 
@@ -105,42 +107,37 @@ func inside(root, sub string) (string, error) {
 // statTime bounds the look at one mount source, which may be on a dead share.
 const statTime = 10 * time.Second
 
-// checkMounts refuses mount sources that are not there. Each stat runs beside
-// the operation: a dead share fails this container and no other.
+// checkMounts refuses mount sources that are not there. They are looked at side
+// by side: a dead share fails this container, in bounded time, and no other.
 func (m *Manager) checkMounts(ctx context.Context, mounts []runtime.Mount) error {
-	if len(mounts) == 0 {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, statTime)
 	defer cancel()
-	type result struct {
-		path string
-		err  error
-	}
-	results := make(chan result, len(mounts))
-	n := 0
+	var g errgroup.Group
+	g.SetLimit(statWidth)
 	for _, mt := range mounts {
-		if mt.Image != "" {
-			continue
-		}
-		n++
-		go func() {
-			_, err := os.Stat(mt.HostPath)
-			results <- result{mt.HostPath, err}
-		}()
-	}
-	for range n {
-		select {
-		case r := <-results:
-			if errors.Is(r.err, os.ErrNotExist) {
-				return fmt.Errorf("%w: mount source %q does not exist on the host", runtime.ErrInvalid, r.path)
-			}
-			if r.err != nil {
-				return fmt.Errorf("%w: mount source %q: %w", runtime.ErrInvalid, r.path, r.err)
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("%w: a mount source does not answer to stat within %s: is its share dead?", runtime.ErrUnavailable, statTime)
+		if mt.Image == "" {
+			g.Go(func() error { return m.checkSource(ctx, mt.HostPath) })
 		}
 	}
-	return nil
+	return g.Wait()
+}
+
+// statWidth bounds the sources that are looked at at once.
+const statWidth = 32
+
+func (m *Manager) checkSource(ctx context.Context, path string) error {
+	stat := m.o.Stat
+	if stat == nil {
+		stat = func(_ context.Context, path string) error { _, err := os.Stat(path); return err }
+	}
+	err := stat(ctx, path)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: mount source %q does not exist on the host", runtime.ErrInvalid, path)
+	case errors.Is(err, patientstat.ErrNoAnswer), ctx.Err() != nil:
+		return fmt.Errorf("%w: mount source %q: %w", runtime.ErrUnavailable, path, err)
+	}
+	return fmt.Errorf("%w: mount source %q: %w", runtime.ErrInvalid, path, err)
 }

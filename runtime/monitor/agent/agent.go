@@ -60,9 +60,15 @@ type agent struct {
 //
 //	ocid-monitor run DIR NAME PATH ROOT embedded|vm|plain [RUNTIME FLAGS...]
 //	ocid-monitor pause
+//	ocid-monitor stat PATH
 func Main(args []string) int {
-	if len(args) > 1 && args[1] == "pause" {
+	switch {
+	case len(args) > 1 && args[1] == "pause":
 		return pause()
+	case len(args) == 3 && args[1] == "stat":
+		return statAside(args[2])
+	case len(args) == 3 && args[1] == "stat-now":
+		return statNow(args[2])
 	}
 	if len(args) < 7 || args[1] != "run" {
 		return complain("usage: ocid-monitor run DIR NAME PATH ROOT embedded|vm|plain [RUNTIME FLAGS...]")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
 	"github.com/ocid-io/ocid/cmd/ocid/internal/observe"
+	"github.com/ocid-io/ocid/internal/patientstat"
 	"github.com/ocid-io/ocid/internal/stages"
 	"github.com/ocid-io/ocid/pull"
 	"github.com/ocid-io/ocid/runtime/engine"
@@ -107,6 +108,7 @@ func build(ctx context.Context, o Options) (*parts, error) {
 		CgroupParent: d.cgroupParent, CgroupV2: h.cgroupV2,
 		Systemd: d.driver == config.Systemd, Cgroups: cgroups{systemd: d.driver == config.Systemd},
 		DaemonCaps: h.caps, MinOOMScore: h.minOOMScore, BootID: h.bootID,
+		Stat:        (&patientstat.Prober{Helper: []string{d.monitor, "stat"}}).Stat,
 		SeccompRoot: c.Runtime.SeccompRoot, Usage: &usage{},
 		CheckpointDir: filepath.Join(c.Root, "checkpoints"),
 		UpperDir:      func(id string) string { return filepath.Join(c.Root, "rootfs", id, "upper") },
