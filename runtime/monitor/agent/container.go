@@ -435,13 +435,28 @@ func (a *agent) openGate(c *container) error {
 	}()
 	_ = f.SetReadDeadline(time.Now().Add(patience))
 	var b [1]byte
-	if _, err := f.Read(b[:]); err != nil {
+	if _, err := f.Read(b[:]); err != nil && !waiting(f) {
 		if c.hasExited() {
 			return &failure{kind: kindState, text: "the container's process ended before it could run"}
 		}
 		return err
 	}
 	return os.Remove(path)
+}
+
+// waiting tells whether the byte is there all the same: a program that is over
+// at once ends the wait for it, and a deadline that has passed wins over data.
+func waiting(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	_ = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _ = syscall.Read(int(fd), b[:]) // does not wait: see the open
+	})
+	return n == 1
 }
 
 func (a *agent) signal(c *container, sig syscall.Signal, all bool) error {
