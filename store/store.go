@@ -72,6 +72,8 @@ type RootFSRequest struct {
 	// IDMap shows every owner of the image, and stores every owner of what is
 	// written, shifted: the container's ids as the host knows them. nil: as is.
 	IDMap *IDMap
+	// Label is the SELinux label that all files are seen with; "" is their own.
+	Label string
 }
 
 // IDMap is how a user namespace's ids are the host's.

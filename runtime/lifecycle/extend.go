@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -115,4 +116,31 @@ func (m *Manager) keepLevels(pods []runtime.Pod) {
 			se.Keep(p.ID, p.SELinuxLevel)
 		}
 	}
+}
+
+// mountLabel is the label of a container's files; "" without SELinux.
+func (m *Manager) mountLabel(p *runtime.Pod, c *runtime.ContainerConfig) (string, error) {
+	if m.o.Extensions.SELinux == nil {
+		return "", nil
+	}
+	return spec.MountLabel(p, c)
+}
+
+// labelFor gives files that all containers of a pod share the pod's label.
+func (m *Manager) labelFor(ctx context.Context, p runtime.Pod, paths ...string) error {
+	label, err := m.mountLabel(&p, &runtime.ContainerConfig{})
+	if err != nil || label == "" {
+		return err
+	}
+	for _, path := range paths {
+		if err := m.o.Extensions.SELinux.Relabel(ctx, path, label); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) labelPodFiles(ctx context.Context, p runtime.Pod) error {
+	dir := m.podDir(p.ID)
+	return m.labelFor(ctx, p, filepath.Join(dir, "hostname"), filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"))
 }

@@ -35,13 +35,17 @@ func (m *Manager) mounts(ctx context.Context, op *operation, p runtime.Pod, c *r
 		return nil, fmt.Errorf("%w: %d image volumes, more than %d", runtime.ErrInvalid, len(ids), runtime.MaxImageVolumes)
 	}
 	defer op.enter(ctx, "volumes")()
+	label, err := m.mountLabel(&p, &c.Config)
+	if err != nil {
+		return nil, err
+	}
 	for i := range out {
 		mt := &out[i]
 		if mt.Image == "" {
 			continue
 		}
 		var err error
-		if mt.HostPath, err = m.mountImage(ctx, ids[0], mt, p.Config.Namespaces.User); err != nil {
+		if mt.HostPath, err = m.mountImage(ctx, ids[0], mt, p.Config.Namespaces.User, label); err != nil {
 			return nil, fmt.Errorf("%w at %q: %w", runtime.ErrImageVolume, mt.ContainerPath, err)
 		}
 		ids = ids[1:]
@@ -49,8 +53,8 @@ func (m *Manager) mounts(ctx context.Context, op *operation, p runtime.Pod, c *r
 	return out, nil
 }
 
-func (m *Manager) mountImage(ctx context.Context, id string, mt *runtime.Mount, user *runtime.UserNamespace) (string, error) {
-	root, err := m.o.Images.Prepare(ctx, RootFSRequest{ID: id, ImageID: mt.ImageID, ReadOnly: true, User: user})
+func (m *Manager) mountImage(ctx context.Context, id string, mt *runtime.Mount, user *runtime.UserNamespace, label string) (string, error) {
+	root, err := m.o.Images.Prepare(ctx, RootFSRequest{ID: id, ImageID: mt.ImageID, ReadOnly: true, User: user, Label: label})
 	if err != nil {
 		return "", fmt.Errorf("mount image %q: %w", mt.Image, err)
 	}

@@ -158,6 +158,9 @@ func (m *Manager) buildPod(ctx context.Context, op *operation, p *runtime.Pod) (
 	if err := m.podFiles(*p); err != nil {
 		return nil, fmt.Errorf("write the pod's files: %w", err)
 	}
+	if err := m.labelPodFiles(ctx, *p); err != nil {
+		return nil, err
+	}
 	if p.Config.Namespaces.PID == runtime.NamespacePod {
 		if err := m.podPIDNamespace(ctx, mon, p); err != nil {
 			return nil, err
@@ -247,6 +250,9 @@ func (m *Manager) podNetwork(ctx context.Context, op *operation, p *runtime.Pod,
 			return fmt.Errorf("mount the pod's /dev/shm: %w", err)
 		}
 		if err := giveTo(dir, cfg.Namespaces.User); err != nil {
+			return err
+		}
+		if err := m.labelFor(ctx, *p, dir); err != nil {
 			return err
 		}
 	}

@@ -81,6 +81,8 @@ type RootFSRequest struct {
 	ReadOnly bool // the tree as it is, without a writable layer
 	// User shifts the owners of all files into a user namespace; nil: as they are.
 	User *runtime.UserNamespace
+	// Label is the SELinux label that all files are seen with; "" is their own.
+	Label string
 }
 
 // Namespaces makes and removes pinned namespaces.

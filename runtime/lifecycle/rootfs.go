@@ -58,8 +58,12 @@ func (m *Manager) prepareRoot(ctx context.Context, p runtime.Pod, c *runtime.Con
 }
 
 func (m *Manager) prepare(ctx context.Context, p runtime.Pod, c *runtime.Container, readOnly bool) (string, error) {
+	label, err := m.mountLabel(&p, &c.Config)
+	if err != nil {
+		return "", err
+	}
 	return m.o.Images.Prepare(ctx, RootFSRequest{
-		ID: string(c.ID), ImageID: c.Config.ImageID, ReadOnly: readOnly, User: p.Config.Namespaces.User,
+		ID: string(c.ID), ImageID: c.Config.ImageID, ReadOnly: readOnly, User: p.Config.Namespaces.User, Label: label,
 	})
 }
 

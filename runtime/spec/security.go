@@ -82,36 +82,47 @@ var (
 // stepSELinux labels the process and its mounts. Parts that were not asked for
 // come from the pod, then from the container policy's well-known names.
 func stepSELinux(in *Input, s *specs.Spec) error {
-	ask, pod := in.Container.Security.SELinux, in.Pod.Config.Security.SELinux
-	for _, l := range []*runtime.SELinux{ask, pod} {
-		if l == nil {
-			continue
-		}
-		for _, p := range []string{l.User, l.Role, l.Type} {
-			if !seLinuxPart.MatchString(p) {
-				return invalid("SELinux label part %q", p)
-			}
-		}
-		if !seLinuxLevel.MatchString(l.Level) {
-			return invalid("SELinux level %q", l.Level)
-		}
-	}
-	if !in.SELinux {
-		return nil
-	}
-	if ask == nil {
-		ask = &runtime.SELinux{}
-	}
-	if pod == nil {
-		pod = &runtime.SELinux{}
+	ask, pod, level, err := seLinuxAsked(&in.Pod, &in.Container)
+	if err != nil || !in.SELinux {
+		return err
 	}
 	domain := "container_t"
 	if in.Container.Security.Privileged {
 		domain = "spc_t"
 	}
-	level := cmp.Or(ask.Level, pod.Level, in.Pod.SELinuxLevel, "s0")
 	s.Process.SelinuxLabel = cmp.Or(ask.User, pod.User, "system_u") + ":" +
 		cmp.Or(ask.Role, pod.Role, "system_r") + ":" + cmp.Or(ask.Type, pod.Type, domain) + ":" + level
-	s.Linux.MountLabel = "system_u:object_r:container_file_t:" + level
+	s.Linux.MountLabel = fileLabel + level
 	return nil
+}
+
+// fileLabel and a level are the label of what containers may read and write.
+const fileLabel = "system_u:object_r:container_file_t:"
+
+// MountLabel is the SELinux label of a container's files, as Build has it.
+func MountLabel(p *runtime.Pod, c *runtime.ContainerConfig) (string, error) {
+	_, _, level, err := seLinuxAsked(p, c)
+	return fileLabel + level, err
+}
+
+// seLinuxAsked checks what container and pod ask for. What is not asked for is "".
+func seLinuxAsked(p *runtime.Pod, c *runtime.ContainerConfig) (ask, pod runtime.SELinux, level string, err error) {
+	for _, l := range []struct {
+		from *runtime.SELinux
+		to   *runtime.SELinux
+	}{{c.Security.SELinux, &ask}, {p.Config.Security.SELinux, &pod}} {
+		if l.from == nil {
+			continue
+		}
+		for _, part := range []string{l.from.User, l.from.Role, l.from.Type} {
+			if !seLinuxPart.MatchString(part) {
+				return ask, pod, "", invalid("SELinux label part %q", part)
+			}
+		}
+		if !seLinuxLevel.MatchString(l.from.Level) {
+			return ask, pod, "", invalid("SELinux level %q", l.from.Level)
+		}
+		*l.to = *l.from
+	}
+	return ask, pod, cmp.Or(ask.Level, pod.Level, p.SELinuxLevel, "s0"), nil
 }

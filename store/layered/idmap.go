@@ -53,7 +53,7 @@ func cloneTree(dir string, attrs uint64, shift *os.File) (int, error) {
 // is mounted nowhere (Linux < 6.15).
 var noDetachedLower atomic.Bool
 
-func mountShifted(target string, lowers []string, upper, work string, shift *os.File) error {
+func mountShifted(target string, lowers []string, top topLayer, shift *os.File) error {
 	fds := make([]int, 0, len(lowers))
 	defer func() {
 		for _, fd := range fds {
@@ -72,7 +72,7 @@ func mountShifted(target string, lowers []string, upper, work string, shift *os.
 		for i, fd := range fds {
 			paths[i] = "/proc/self/fd/" + strconv.Itoa(fd)
 		}
-		mfd, err := openOverlay(paths, upper, work)
+		mfd, err := openOverlay(paths, top)
 		if err == nil {
 			defer unix.Close(mfd)
 			return attach(mfd, target)
@@ -83,13 +83,13 @@ func mountShifted(target string, lowers []string, upper, work string, shift *os.
 		noDetachedLower.Store(true)
 		// The attempt has marked the work directory as one of a volatile overlay,
 		// which no other may use.
-		if work != "" {
-			if err := os.RemoveAll(filepath.Join(work, "work")); err != nil {
+		if top.work != "" {
+			if err := os.RemoveAll(filepath.Join(top.work, "work")); err != nil {
 				return err
 			}
 		}
 	}
-	mfd, err := overlayInPrivate(filepath.Dir(target), fds, upper, work)
+	mfd, err := overlayInPrivate(filepath.Dir(target), fds, top)
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func mountShifted(target string, lowers []string, upper, work string, shift *os.
 }
 
 // openOverlay makes an overlay that is attached nowhere.
-func openOverlay(lowers []string, upper, work string) (int, error) {
+func openOverlay(lowers []string, top topLayer) (int, error) {
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("fsopen overlay: %w", err)
@@ -109,13 +109,13 @@ func openOverlay(lowers []string, upper, work string) (int, error) {
 			return -1, fmt.Errorf("overlay lower %s: %w%s", l, err, kernelSays(fsfd))
 		}
 	}
-	return finishOverlay(fsfd, upper, work)
+	return finishOverlay(fsfd, top)
 }
 
 // overlayInPrivate attaches the layers in a mount namespace that only one
 // thread is in and that goes with it, so that whenever we die nothing is left.
 // at is any directory.
-func overlayInPrivate(at string, layers []int, upper, work string) (mfd int, err error) {
+func overlayInPrivate(at string, layers []int, top topLayer) (mfd int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -140,7 +140,7 @@ func overlayInPrivate(at string, layers []int, upper, work string) (mfd int, err
 					return -1, err
 				}
 			}
-			return openOverlay(paths, upper, work)
+			return openOverlay(paths, top)
 		}()
 	}()
 	<-done

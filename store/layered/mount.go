@@ -14,28 +14,34 @@ import (
 // "lowerdir+" (Linux < 6.8).
 var noLowerAppend atomic.Bool
 
+// topLayer is what lies over the lowers of an overlay.
+type topLayer struct {
+	upper, work string // "": nothing can be written
+	label       string // SELinux label of every file; "": their own
+}
+
 // mountOverlay mounts an overlay of lowers (topmost first) at target. Without
 // upper it is read-only and needs at least two lowers. shift is a user
 // namespace through whose mappings the owners in the lowers are seen, or nil.
-func mountOverlay(target string, lowers []string, upper, work string, shift *os.File) error {
+func mountOverlay(target string, lowers []string, top topLayer, shift *os.File) error {
 	if shift != nil {
-		return mountShifted(target, lowers, upper, work, shift)
+		return mountShifted(target, lowers, top, shift)
 	}
 	if !noLowerAppend.Load() {
-		err := mountOverlayFD(target, lowers, upper, work)
+		err := mountOverlayFD(target, lowers, top)
 		if !errors.Is(err, errNoLowerAppend) {
 			return err
 		}
 		noLowerAppend.Store(true)
 	}
-	return mountOverlayClassic(target, lowers, upper, work)
+	return mountOverlayClassic(target, lowers, top)
 }
 
 var errNoLowerAppend = errors.New("kernel takes no list of lower directories")
 
 // mountOverlayFD uses the mount API of file descriptors: no limit on the
 // length of all paths together, and nothing is left if we die in between.
-func mountOverlayFD(target string, lowers []string, upper, work string) error {
+func mountOverlayFD(target string, lowers []string, top topLayer) error {
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
@@ -55,7 +61,7 @@ func mountOverlayFD(target string, lowers []string, upper, work string) error {
 			return fmt.Errorf("overlay lower %s: %w%s", l, err, kernelSays(fsfd))
 		}
 	}
-	mfd, err := finishOverlay(fsfd, upper, work)
+	mfd, err := finishOverlay(fsfd, top)
 	if err != nil {
 		return err
 	}
@@ -64,10 +70,13 @@ func mountOverlayFD(target string, lowers []string, upper, work string) error {
 }
 
 // finishOverlay turns a context that has its lowers into a mount, attached nowhere.
-func finishOverlay(fsfd int, upper, work string) (int, error) {
+func finishOverlay(fsfd int, top topLayer) (int, error) {
 	params := [][2]string{{"source", "ocid"}, {"metacopy", "off"}}
-	if upper != "" {
-		params = append(params, [2]string{"upperdir", upper}, [2]string{"workdir", work})
+	if top.upper != "" {
+		params = append(params, [2]string{"upperdir", top.upper}, [2]string{"workdir", top.work})
+	}
+	if top.label != "" {
+		params = append(params, [2]string{"context", top.label})
 	}
 	for _, p := range params {
 		if err := unix.FsconfigSetString(fsfd, p[0], p[1]); err != nil {
@@ -75,7 +84,7 @@ func finishOverlay(fsfd int, upper, work string) (int, error) {
 		}
 	}
 	attrs := unix.MOUNT_ATTR_RDONLY
-	if upper != "" {
+	if top.upper != "" {
 		attrs = 0
 		if err := unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
 			return -1, fmt.Errorf("overlay volatile: %w%s", err, kernelSays(fsfd))
@@ -111,16 +120,19 @@ func kernelSays(fsfd int) string {
 
 // mountOverlayClassic is for kernels before 6.8. When the options would not
 // fit a page, lowers are named by file descriptor.
-func mountOverlayClassic(target string, lowers []string, upper, work string) error {
+func mountOverlayClassic(target string, lowers []string, top topLayer) error {
 	options := func(lowers []string) string {
 		o := "metacopy=off,lowerdir=" + strings.Join(lowers, ":")
-		if upper != "" {
-			o += ",upperdir=" + upper + ",workdir=" + work + ",volatile"
+		if top.upper != "" {
+			o += ",upperdir=" + top.upper + ",workdir=" + top.work + ",volatile"
+		}
+		if top.label != "" {
+			o += `,context="` + top.label + `"`
 		}
 		return o
 	}
 	var flags uintptr
-	if upper == "" {
+	if top.upper == "" {
 		flags = unix.MS_RDONLY
 	}
 	data := options(lowers)

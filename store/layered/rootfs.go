@@ -188,15 +188,16 @@ func (s *Store) mount(e *entry, req store.RootFSRequest) error {
 		}
 		defer shift.Close()
 	}
-	if req.ReadOnly && len(lowers) == 1 {
+	// A bind mount cannot give files a label, and an overlay needs two layers.
+	if req.ReadOnly && len(lowers) == 1 && req.Label == "" {
 		err = bindReadOnly(target, lowers[0], shift)
 	} else {
-		var upper, work string
-		if !req.ReadOnly {
-			upper, work, err = s.makeUpper(req, lowers[0])
+		top := topLayer{label: req.Label}
+		if !req.ReadOnly || len(lowers) == 1 {
+			top.upper, top.work, err = s.makeUpper(req, lowers[0])
 		}
 		if err == nil {
-			err = mountOverlay(target, lowers, upper, work, shift)
+			err = mountOverlay(target, lowers, top, shift)
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {

@@ -68,7 +68,7 @@ type Runtime struct {
 	HooksDirs      []string           `toml:"hooks_dirs" doc:"Directories of OCI hooks (oci-hooks(5)); a file in a later one replaces that of the same name."`
 	CDIDirs        []string           `toml:"cdi_dirs" doc:"Directories of Container Device Interface files; the later ones win."`
 	AppArmor       string             `toml:"apparmor_profile" doc:"AppArmor profile of containers that name none. ocid-default is made and loaded by ocid."`
-	SELinux        bool               `toml:"selinux" doc:"Label containers and volumes where SELinux is active."`
+	SELinux        bool               `toml:"selinux" doc:"Label containers, their root file systems and volumes, where SELinux is active."`
 	Handlers       map[string]Handler `toml:"handlers" reload:"true"`
 }
 
@@ -127,7 +127,6 @@ func Default() Config {
 			HooksDirs:      []string{"/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d"},
 			CDIDirs:        []string{"/etc/cdi", "/var/run/cdi"},
 			AppArmor:       "ocid-default",
-			SELinux:        true,
 		},
 		NRI: NRI{
 			Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", PluginConfigDir: "/etc/nri/conf.d",

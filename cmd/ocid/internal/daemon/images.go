@@ -73,7 +73,7 @@ func (i images) Resolve(ctx context.Context, ref string) (runtime.ImageConfig, e
 
 // Prepare implements lifecycle.Images.
 func (i images) Prepare(ctx context.Context, req lifecycle.RootFSRequest) (string, error) {
-	r := store.RootFSRequest{ID: req.ID, ImageID: req.ImageID, ReadOnly: req.ReadOnly}
+	r := store.RootFSRequest{ID: req.ID, ImageID: req.ImageID, ReadOnly: req.ReadOnly, Label: req.Label}
 	if u := req.User; u != nil {
 		r.IDMap = &store.IDMap{UIDs: ranges(u.UIDs), GIDs: ranges(u.GIDs)}
 	}
