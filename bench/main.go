@@ -24,7 +24,7 @@ import (
 
 type options struct {
 	socket, image, bigImage, handler, cgroupParent, logs, jsonFile, pidFile, rows string
-	serial, parallel, many                                                        int
+	serial, parallel, many, containers                                            int
 	match                                                                         string
 }
 
@@ -55,6 +55,7 @@ func run() error {
 	flag.IntVar(&o.serial, "n", 20, "pods one at a time")
 	flag.IntVar(&o.parallel, "p", 40, "pods ten in parallel")
 	flag.IntVar(&o.many, "many", 200, "pods for the row that compares the last with the first")
+	flag.IntVar(&o.containers, "containers", 500, "containers for the rows on list calls")
 	flag.Parse()
 	if o.socket == "" {
 		return fmt.Errorf("give --socket")
@@ -129,6 +130,9 @@ func (b *bench) run(ctx context.Context) error {
 		{"streams", b.streams},
 		{"50 pods", b.fifty},
 		{"pod count", b.growth},
+		{"lists of 500 containers", b.lists},
+		{"idle pods", b.idlePods},
+		{"events", b.events},
 		{"pull of the big image", b.pull},
 	} {
 		if !strings.Contains(g.name, b.o.rows) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -166,28 +165,26 @@ func (s *Service) listContainers(f *cri.ContainerFilter) []*cri.Container {
 	views := s.o.Records.ContainerViews()
 	out := make([]*cri.Container, 0, len(views))
 	for _, c := range views {
-		if !containerListed(c.State) || !matches(string(c.ID), f.GetId(), c.Config.Labels, f.GetLabelSelector()) ||
-			!strings.HasPrefix(string(c.PodID), f.GetPodSandboxId()) {
-			continue
+		if containerWanted(c, f) {
+			out = append(out, criContainer(c))
 		}
-		state := containerState(c.State)
-		if f.GetState() != nil && f.GetState().GetState() != state {
-			continue
-		}
-		out = append(out, &cri.Container{
-			Id:           string(c.ID),
-			PodSandboxId: string(c.PodID),
-			Metadata:     containerMetadata(c.Config.Name),
-			Image:        imageSpec(c.Config),
-			ImageRef:     imageRef(c.Config),
-			ImageId:      c.Config.ImageID,
-			State:        state,
-			CreatedAt:    c.CreatedAt,
-			Labels:       c.Config.Labels,
-			Annotations:  c.Config.Annotations,
-		})
 	}
 	return out
+}
+
+func criContainer(c *runtime.Container) *cri.Container {
+	return &cri.Container{
+		Id:           string(c.ID),
+		PodSandboxId: string(c.PodID),
+		Metadata:     containerMetadata(c.Config.Name),
+		Image:        imageSpec(c.Config),
+		ImageRef:     imageRef(c.Config),
+		ImageId:      c.Config.ImageID,
+		State:        containerState(c.State),
+		CreatedAt:    c.CreatedAt,
+		Labels:       c.Config.Labels,
+		Annotations:  c.Config.Annotations,
+	}
 }
 
 // ContainerStatus describes one container.

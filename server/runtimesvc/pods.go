@@ -182,24 +182,23 @@ func (s *Service) listPods(f *cri.PodSandboxFilter) []*cri.PodSandbox {
 	views := s.o.Pods.PodViews()
 	out := make([]*cri.PodSandbox, 0, len(views))
 	for _, p := range views {
-		if !podListed(p.State) || !matches(string(p.ID), f.GetId(), p.Config.Labels, f.GetLabelSelector()) {
-			continue
+		if podWanted(p, f) {
+			out = append(out, criPod(p))
 		}
-		state := podState(p.State)
-		if f.GetState() != nil && f.GetState().GetState() != state {
-			continue
-		}
-		out = append(out, &cri.PodSandbox{
-			Id:             string(p.ID),
-			Metadata:       podMetadata(p.Config.Name),
-			State:          state,
-			CreatedAt:      p.CreatedAt,
-			Labels:         p.Config.Labels,
-			Annotations:    p.Config.Annotations,
-			RuntimeHandler: p.Config.Handler,
-		})
 	}
 	return out
+}
+
+func criPod(p *runtime.Pod) *cri.PodSandbox {
+	return &cri.PodSandbox{
+		Id:             string(p.ID),
+		Metadata:       podMetadata(p.Config.Name),
+		State:          podState(p.State),
+		CreatedAt:      p.CreatedAt,
+		Labels:         p.Config.Labels,
+		Annotations:    p.Config.Annotations,
+		RuntimeHandler: p.Config.Handler,
+	}
 }
 
 // matches holds for an id that begins with prefix and labels that have all of

@@ -78,7 +78,7 @@ func Serve(ctx context.Context, o Options) error {
 		Listeners: listeners, Log: d.log, Stages: d.stages,
 		Reload: reload, OnReload: func() { d.reload(o) },
 	})
-	cri.RegisterRuntimeServiceServer(s, d.runtimeService(c, d.log, streams))
+	cri.RegisterRuntimeServiceServer(s, d.runtimeService(c, d.log, streams).Wire())
 	d.images = imagesvc.New(pinning{d.store, c.Image.Pinned}, puller{d.puller}, d.log)
 	d.images.Handlers(c.HandlerNames())
 	cri.RegisterImageServiceServer(s, d.images)
