@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/ocid-io/ocid/cmd/ocid/internal/config"
@@ -22,7 +23,17 @@ func TestReference(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v: run make docs", err)
 		} else if string(got) != want {
-			t.Errorf("%s is not what the code says: run make docs and commit it", p)
+			t.Errorf("%s is not what the code says: run make docs and commit it; the code says %q first", p, firstNew(string(got), want))
 		}
 	}
+}
+
+// firstNew is the first line of want that got does not have.
+func firstNew(got, want string) string {
+	for line := range strings.Lines(want) {
+		if !strings.Contains(got, line) {
+			return strings.TrimSpace(line)
+		}
+	}
+	return ""
 }
