@@ -19,7 +19,9 @@ type Step string
 // Steps. At those marked so an error refuses what is being done; at all others
 // it is too late, and an error is only logged.
 const (
-	StepPodRun     Step = "pod run" // refuses
+	StepPodRun     Step = "pod run"    // refuses
+	StepPodUpdate  Step = "pod update" // refuses
+	StepPodUpdated Step = "pod updated"
 	StepPodStop    Step = "pod stop"
 	StepPodRemove  Step = "pod remove"
 	StepCreated    Step = "container created"
@@ -49,14 +51,14 @@ func (m *Manager) holdPlugins() (release func()) {
 	return m.o.Plugins.Hold()
 }
 
-// podStep tells the plugins; only at StepPodRun its error matters.
+// podStep tells the plugins; only at StepPodRun and StepPodUpdate its error matters.
 func (m *Manager) podStep(ctx context.Context, step Step, p runtime.Pod) error {
 	if m.o.Plugins == nil {
 		return nil
 	}
 	err := m.o.Plugins.PodStep(ctx, step, p)
-	if err != nil && step == StepPodRun {
-		return fmt.Errorf("a plugin refuses the pod: %w", err)
+	if err != nil && (step == StepPodRun || step == StepPodUpdate) {
+		return fmt.Errorf("a plugin refuses the %s: %w", step, err)
 	}
 	if err != nil {
 		m.log.Warn("a plugin failed", "step", step, "pod", p.ID, "error", err)

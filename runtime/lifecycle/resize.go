@@ -29,5 +29,11 @@ func (m *Manager) UpdatePodResources(ctx context.Context, id runtime.PodID, reso
 	if overhead != nil {
 		p.Overhead = overhead
 	}
-	return m.o.Ledger.PutPod(p)
+	if err := m.podStep(ctx, StepPodUpdate, p); err != nil {
+		return err
+	}
+	if err := m.o.Ledger.PutPod(p); err != nil {
+		return err
+	}
+	return m.podStep(ctx, StepPodUpdated, p)
 }

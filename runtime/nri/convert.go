@@ -1,6 +1,7 @@
 package nri
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,11 +20,11 @@ func (a *Adapter) pod(p runtime.Pod) *api.PodSandbox {
 		Labels: c.Labels, Annotations: c.Annotations, RuntimeHandler: c.Handler, Ips: p.IPs,
 		Linux: &api.LinuxPodSandbox{CgroupParent: c.CgroupParent},
 	}
-	if c.Resources != nil {
-		out.Linux.PodResources = fromResources(*c.Resources)
+	if r := cmp.Or(p.Resources, c.Resources); r != nil { // as it was changed last
+		out.Linux.PodResources = fromResources(*r)
 	}
-	if c.Overhead != nil {
-		out.Linux.PodOverhead = fromResources(*c.Overhead)
+	if r := cmp.Or(p.Overhead, c.Overhead); r != nil {
+		out.Linux.PodOverhead = fromResources(*r)
 	}
 	paths := a.runtime().NamespacePaths(p)
 	for _, kind := range slices.Sorted(maps.Keys(paths)) {

@@ -153,6 +153,13 @@ func (a *Adapter) PodStep(ctx context.Context, step lifecycle.Step, p runtime.Po
 	switch pod := a.pod(p); step {
 	case lifecycle.StepPodRun:
 		return a.ad.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: pod})
+	case lifecycle.StepPodUpdate:
+		_, err := a.ad.UpdatePodSandbox(ctx, &api.UpdatePodSandboxRequest{
+			Pod: pod, LinuxResources: pod.GetLinux().GetPodResources(), OverheadLinuxResources: pod.GetLinux().GetPodOverhead(),
+		})
+		return err
+	case lifecycle.StepPodUpdated:
+		return a.ad.PostUpdatePodSandbox(ctx, &api.PostUpdatePodSandboxRequest{Pod: pod})
 	case lifecycle.StepPodStop:
 		return a.ad.StopPodSandbox(ctx, &api.StopPodSandboxRequest{Pod: pod})
 	case lifecycle.StepPodRemove:

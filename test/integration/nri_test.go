@@ -54,6 +54,11 @@ func (n *nriPlugin) RunPodSandbox(_ context.Context, p *api.PodSandbox) error {
 	return nil
 }
 
+func (n *nriPlugin) UpdatePodSandbox(_ context.Context, p *api.PodSandbox, _, r *api.LinuxResources) error {
+	n.note("update-pod", fmt.Sprint(p.GetName(), " ", r.GetCpu().GetShares().GetValue()))
+	return nil
+}
+
 func (n *nriPlugin) StopPodSandbox(_ context.Context, p *api.PodSandbox) error {
 	n.note("stop-pod", p.GetName())
 	return nil
@@ -186,8 +191,10 @@ func TestNRI(t *testing.T) {
 	}
 	shares(before, 55)
 	n.create = nil
+	_, err = e.Runtime.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: podID, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 300}})
+	check(t, err)
 	check(t, e.Down(ctx, podID))
-	want := []string{"create main", "created main", "start main", "started main", "update main", "stop main", "stop-pod nri", "remove main", "remove-pod nri"}
+	want := []string{"create main", "created main", "start main", "started main", "update main", "update-pod nri 300", "stop main", "stop-pod nri", "remove main", "remove-pod nri"}
 	got := n.events()
 	at := 0
 	for _, ev := range got {
