@@ -10,6 +10,8 @@
 // unless a field says otherwise, and all host paths are absolute.
 package runtime
 
+import "strings"
+
 // PodID and ContainerID are 64 lower-case hexadecimal characters, unique on
 // the node for ever.
 type (
@@ -185,6 +187,32 @@ type Resources struct {
 	OOMScoreAdj   *int              `json:"oomScoreAdj,omitempty"`
 	HugepageLimit map[string]uint64 `json:"hugepageLimit,omitempty"` // "2MB" -> bytes
 	Unified       map[string]string `json:"unified,omitempty"`       // cgroup v2 files
+}
+
+// unifiedKeys are the cgroup v2 files that a client may write for a container:
+// its limits, protections and weights. What acts at once on other cgroups, or
+// changes how the cgroup is run, is not among them.
+var unifiedKeys = map[string]bool{
+	"cpu.weight": true, "cpu.weight.nice": true, "cpu.max": true, "cpu.max.burst": true, "cpu.idle": true,
+	"cpu.uclamp.min": true, "cpu.uclamp.max": true,
+	"cpuset.cpus": true, "cpuset.mems": true,
+	"memory.min": true, "memory.low": true, "memory.high": true, "memory.max": true, "memory.oom.group": true,
+	"memory.swap.high": true, "memory.swap.max": true, "memory.zswap.max": true, "memory.zswap.writeback": true,
+	"io.max": true, "io.weight": true, "io.bfq.weight": true, "io.latency": true, "io.prio.class": true,
+	"pids.max": true, "rdma.max": true, "misc.max": true,
+}
+
+// UnifiedKey tells whether a client may set a cgroup v2 file by name.
+func UnifiedKey(name string) bool {
+	if unifiedKeys[name] {
+		return true
+	}
+	size, ok := strings.CutPrefix(name, "hugetlb.")
+	if !ok {
+		return false
+	}
+	size, what, _ := strings.Cut(size, ".")
+	return (what == "max" || what == "rsvd.max") && size != "" && strings.Trim(size, "0123456789KMGB") == ""
 }
 
 // SeccompKind chooses the seccomp profile.

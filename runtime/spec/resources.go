@@ -23,7 +23,6 @@ func stepResources(in *Input, s *specs.Spec) error {
 
 var (
 	hugepageSize = regexp.MustCompile(`^[1-9][0-9]{0,6}[KMG]B$`)
-	unifiedName  = regexp.MustCompile(`^[a-z0-9_]+\.[A-Za-z0-9_.-]+$`)
 	cpuList      = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
 )
 
@@ -63,8 +62,8 @@ func Resources(r *runtime.Resources, cgroupV2 bool) (*specs.LinuxResources, erro
 		return nil, invalid("unified resources need cgroup v2, which this machine does not use")
 	}
 	for k := range r.Unified {
-		if !unifiedName.MatchString(k) || strings.HasPrefix(k, "cgroup.") {
-			return nil, invalid("unified resource %q is not a controller's file", k)
+		if !runtime.UnifiedKey(k) {
+			return nil, invalid("unified resource %q is not a controller's file that a container may have set", k)
 		}
 	}
 	out.Unified = maps.Clone(r.Unified)

@@ -87,6 +87,8 @@ func TestInvalid(t *testing.T) {
 		"cpuset_cpus":           {ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.CpusetCpus = "all" })},
 		"page_size":             {ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.HugepageLimits[0].PageSize = "../x" })},
 		"unified":               {ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.Unified = map[string]string{"../memory.max": "1"} })},
+		"unified  ":             {ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.Unified = map[string]string{"memory.reclaim": "1G"} })},
+		"unified   ":            {ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.Unified = map[string]string{"hugetlb.x/y.max": "1"} })},
 		"unified ":              {ctr: ctrRes(func(r *cri.LinuxContainerResources) { r.Unified = map[string]string{"cgroup.procs": "1"} })},
 		"add_capabilities":      {ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.Capabilities.AddCapabilities = []string{"NET_ADMINN"} })},
 		"run_as_user":           {ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.RunAsUser = &cri.Int64Value{Value: 1<<32 - 1} })},

@@ -12,7 +12,6 @@ import (
 var (
 	cpusetPattern   = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
 	hugepagePattern = regexp.MustCompile(`^[1-9][0-9]*[KMG]B$`)
-	unifiedPattern  = regexp.MustCompile(`^[a-z0-9_]+(\.[A-Za-z0-9_]+)+$`)
 )
 
 // resources translates limits. In CRI a zero is "not specified".
@@ -101,8 +100,8 @@ func (c *check) unified(field string, in map[string]string, host Host) map[strin
 	}
 	for k, v := range c.stringMap(field, in) {
 		// The key becomes a file name in the container's cgroup.
-		if len(k) > maxName || !unifiedPattern.MatchString(k) || strings.HasPrefix(k, "cgroup.") {
-			c.fail(field, "%q is no controller's file", k)
+		if !runtime.UnifiedKey(k) {
+			c.fail(field, "%.80q is none of the files of a cgroup that can be set for a container", k)
 		}
 		if hasControl(strings.ReplaceAll(v, "\n", " ")) {
 			c.fail(field, "%s: the value holds control characters", k)
