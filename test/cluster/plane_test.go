@@ -317,8 +317,9 @@ func (c *cluster) close() error {
 		_ = p.cmd.Process.Kill()
 		<-p.done
 	}
-	for i := range c.nodes {
-		errs = append(errs, unix.Unmount(filepath.Join(c.dir, fmt.Sprintf("netns-%d", i+1)), unix.MNT_DETACH))
+	// Nothing may be removed below what is mounted here: a /proc, and namespaces.
+	if err := harness.UnmountBelow(c.dir); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
 }

@@ -465,11 +465,13 @@ func (e *Env) Close() error {
 		e.log.Close()
 	}
 	killStrays(e.Dir)
-	errs = append(errs, unmountBelow(e.Dir))
+	unmounted := UnmountBelow(e.Dir)
+	errs = append(errs, unmounted)
 	if e.CgroupParent != "" {
 		e.removeCgroup()
 	}
-	if e.Dir != "" {
+	// What is still mounted is not the environment's to remove.
+	if e.Dir != "" && unmounted == nil {
 		errs = append(errs, os.RemoveAll(e.Dir))
 	}
 	return errors.Join(errs...)

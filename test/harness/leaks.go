@@ -98,7 +98,8 @@ func mounts(below string) ([]string, error) {
 	return out, nil
 }
 
-func unmountBelow(dir string) error {
+// UnmountBelow detaches every mount at a directory and below it.
+func UnmountBelow(dir string) error {
 	if dir == "" {
 		return nil
 	}
