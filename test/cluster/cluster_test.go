@@ -1,5 +1,5 @@
 // Package cluster proves ocid under a whole control plane: Debian's etcd, and
-// Kubernetes built from its module (hack/tools). One node first; the last test
+// Kubernetes built from its module (hack/tools). One node first; TestTwoNodes
 // adds a second. It needs bin/ (make build).
 package cluster
 
