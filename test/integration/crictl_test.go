@@ -70,7 +70,7 @@ func TestCrictl(t *testing.T) {
 func runCrictl(t *testing.T, ctx context.Context, bin string, e *harness.Env, args ...string) string {
 	t.Helper()
 	endpoint := "unix://" + e.Socket
-	c := exec.CommandContext(ctx, bin, append([]string{"--runtime-endpoint", endpoint, "--image-endpoint", endpoint}, args...)...)
+	c := exec.CommandContext(ctx, bin, append([]string{"--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "60s"}, args...)...)
 	var stderr strings.Builder
 	c.Stderr = &stderr
 	out, err := c.Output()
