@@ -125,7 +125,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		}
 	}
 	hs := &http.Server{
-		Handler: mux, ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: 64 << 10,
+		Handler: mux, ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: connContext, ConnState: connState,
 		// HTTP/2 has no upgrades.
