@@ -196,11 +196,13 @@ func (m *Manager) readyPod(ctx context.Context, p *runtime.Pod, mon Monitor) err
 // share, which only the monitor can hold.
 func (m *Manager) podBasis(ctx context.Context, op *operation, p *runtime.Pod, dir string) (Monitor, error) {
 	var mon Monitor
-	parent := m.cgroupParent(*p) // here, since *p changes while both run
+	// While both run, *p belongs to podNetwork.
+	parent, pid, start := m.cgroupParent(*p), 0, uint64(0)
+	id, handler := p.ID, p.Config.Handler
 	spawn := func(ctx context.Context) (err error) {
 		defer op.enter(ctx, "monitor")()
 		m.counters.started.Add(1)
-		mon, p.MonitorPID, p.MonitorStart, err = m.o.Monitors.Spawn(ctx, p.ID, dir, p.Config.Handler, parent)
+		mon, pid, start, err = m.o.Monitors.Spawn(ctx, id, dir, handler, parent)
 		if err != nil {
 			return fmt.Errorf("start the pod's monitor: %w", err)
 		}
@@ -211,6 +213,7 @@ func (m *Manager) podBasis(ctx context.Context, op *operation, p *runtime.Pod, d
 		if err := spawn(ctx); err != nil {
 			return nil, err
 		}
+		p.MonitorPID, p.MonitorStart = pid, start
 		holder, err := mon.PodNamespaces(ctx, *ns.User, pinned(p.Config))
 		if err != nil {
 			return nil, fmt.Errorf("make the pod's user and PID namespaces: %w", err)
@@ -221,6 +224,7 @@ func (m *Manager) podBasis(ctx context.Context, op *operation, p *runtime.Pod, d
 	g.Go(func() error { return spawn(gctx) })
 	g.Go(func() error { return m.podNetwork(gctx, op, p, 0) })
 	err := g.Wait()
+	p.MonitorPID, p.MonitorStart = pid, start
 	return mon, err
 }
 

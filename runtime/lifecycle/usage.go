@@ -29,11 +29,16 @@ type UsageReader interface {
 // since: the kernel may take pages back, and packets may come in, but no more.
 const idleAge = 10 * time.Second
 
+// lookAge is how long a look stands: a client that asks for containers and for
+// their pods in one breath costs one.
+const lookAge = 500 * time.Millisecond
+
 // reading is the last one of a cgroup. The zero value is none.
 type reading struct {
 	mu    sync.Mutex
 	usage runtime.Usage // guarded by mu, as all below; without Detail
 	at    time.Time
+	look  time.Time // when its CPU time was last seen
 	links []runtime.InterfaceUsage
 	// linksAt and linksCPU are when, and at which CPU time, links were read.
 	linksAt  time.Time
@@ -46,10 +51,12 @@ func (r *reading) of(in UsageReader, cgroup string, detail bool) (runtime.Usage,
 	defer r.mu.Unlock()
 	now := time.Now()
 	if !detail && !r.at.IsZero() && now.Sub(r.at) < idleAge {
+		if now.Sub(r.look) < lookAge {
+			return r.usage, nil
+		}
 		if cpu, err := in.CPU(cgroup); err == nil && cpu == r.usage.CPUNanos {
-			u := r.usage
-			u.Timestamp = now.UnixNano()
-			return u, nil
+			r.usage.Timestamp, r.look = now.UnixNano(), now
+			return r.usage, nil
 		}
 	}
 	u, err := in.Cgroup(cgroup, detail)
@@ -58,7 +65,7 @@ func (r *reading) of(in UsageReader, cgroup string, detail bool) (runtime.Usage,
 	}
 	u.Timestamp = now.UnixNano()
 	u.ReadAt = u.Timestamp
-	r.usage, r.at = u, now
+	r.usage, r.at, r.look = u, now, now
 	r.usage.Detail = nil
 	return u, nil
 }

@@ -57,6 +57,13 @@ func TestIdleReading(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	k.cpu++
+	if again, err := r.of(k, "/g", false); err != nil || k.reads != 1 || k.looks != 0 || again.Timestamp != first.Timestamp {
+		t.Errorf("in one breath: %d reads, %d looks, %+v, %v", k.reads, k.looks, again, err)
+	}
+	k.cpu--
+	later := func() { r.look = r.look.Add(-lookAge) }
+	later()
 	second, err := r.of(k, "/g", false)
 	if err != nil || k.reads != 1 || second.MemoryUsage != first.MemoryUsage || second.ReadAt != first.ReadAt || second.Timestamp <= first.Timestamp {
 		t.Errorf("idle: %d reads, %+v then %+v, %v", k.reads, first, second, err)
@@ -64,13 +71,16 @@ func TestIdleReading(t *testing.T) {
 	if d, err := r.of(k, "/g", true); err != nil || d.Detail == nil || k.reads != 2 {
 		t.Errorf("detail must be read: %+v, %v", d, err)
 	}
+	later()
 	if u, _ := r.of(k, "/g", false); u.Detail != nil || k.reads != 2 {
 		t.Errorf("detail is kept: %+v", u)
 	}
 	k.cpu++
+	later()
 	if u, _ := r.of(k, "/g", false); k.reads != 3 || u.CPUNanos != 6 {
 		t.Errorf("after a run: %d reads, %+v", k.reads, u)
 	}
+	later()
 	r.at = r.at.Add(-idleAge)
 	if _, _ = r.of(k, "/g", false); k.reads != 4 {
 		t.Errorf("an old reading stands: %d reads", k.reads)

@@ -6,15 +6,19 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ocid-io/ocid/runtime"
 )
 
-// statsWorkers bounds how many cgroups are read at once.
-const statsWorkers = 8
+// statsWorkers bounds how many cgroups are read at once; fewer items than
+// statsShare are not worth another worker.
+const (
+	statsWorkers = 4
+	statsShare   = 32
+)
 
 // ContainerStats reads what one running container uses.
 func (s *Service) ContainerStats(ctx context.Context, req *cri.ContainerStatsRequest) (*cri.ContainerStatsResponse, error) {
@@ -124,22 +128,18 @@ func (s *Service) statsOf(ctx context.Context, list []*runtime.Container) ([]*cr
 // fails is left out: it has most likely just gone. Only the end of ctx is an error.
 func gather[T, R any](ctx context.Context, items []T, read func(context.Context, T) (*R, error)) ([]*R, error) {
 	all := make([]*R, len(items))
-	var g errgroup.Group
-	g.SetLimit(statsWorkers)
-	for i, item := range items {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
+	var next atomic.Int64
+	var g sync.WaitGroup
+	for range min(statsWorkers, (len(items)+statsShare-1)/statsShare) {
+		g.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(items) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				if r, err := read(ctx, items[i]); err == nil {
+					all[i] = r
+				}
 			}
-			if r, err := read(ctx, item); err == nil {
-				all[i] = r
-			}
-			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
+	g.Wait()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
