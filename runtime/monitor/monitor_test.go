@@ -114,6 +114,7 @@ func newPod(t testing.TB, handler string) *pod {
 		Handlers: map[string]engine.Handler{
 			"ocid": {Path: filepath.Join(bin, "ocid-runtime"), Root: p.stateDir, Embedded: true},
 			"runc": {Path: runc, Root: p.stateDir},
+			"stub": {Path: stub(t, base, filepath.Join(bin, "ocid-runtime")), Root: p.stateDir},
 		},
 	})
 	if err != nil {
