@@ -31,7 +31,8 @@ type Expect struct {
 	Covered []string
 }
 
-// Mount is one mount that may be there.
+// Mount is one mount that may be there. Several may be for one point: one of
+// them has to fit.
 type Mount struct {
 	Point    string
 	Types    []string // file systems; "bind" for one that is given from outside
@@ -334,19 +335,19 @@ func (m *mounts) entry(b []byte) error {
 }
 
 func (e Expect) mount(point, kind string, readOnly bool) error {
+	err := hostile("there is a mount at %.100q, and the container has none there", point)
 	for _, w := range e.Mounts {
-		if point != w.Point && (!w.Below || !strings.HasPrefix(point, w.Point+"/")) {
-			continue
+		switch {
+		case point != w.Point && (!w.Below || !strings.HasPrefix(point, w.Point+"/")):
+		case !slices.Contains(w.Types, kind):
+			err = hostile("at %.100q is a mount of kind %q and not %v", point, kind, w.Types)
+		case w.ReadOnly && !readOnly:
+			err = hostile("the mount at %.100q can be written to, and should not be", point)
+		default:
+			return nil
 		}
-		if !slices.Contains(w.Types, kind) {
-			return hostile("at %.100q is a mount of kind %q and not %v", point, kind, w.Types)
-		}
-		if w.ReadOnly && !readOnly {
-			return hostile("the mount at %.100q can be written to, and should not be", point)
-		}
-		return nil
 	}
-	return hostile("there is a mount at %.100q, and the container has none there", point)
+	return err
 }
 
 func (m *mounts) covered() error {

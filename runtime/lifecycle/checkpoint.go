@@ -441,10 +441,9 @@ func (m *Manager) sweepCheckpoints() error {
 	}
 	var errs []error
 	each := func(sub string, fn func(dir, name string) error) {
-		ents, err := os.ReadDir(filepath.Join(m.o.CheckpointDir, sub))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		err := os.MkdirAll(filepath.Join(m.o.CheckpointDir, sub), 0o700)
+		ents, rerr := os.ReadDir(filepath.Join(m.o.CheckpointDir, sub))
+		errs = append(errs, err, rerr)
 		for _, e := range ents {
 			errs = append(errs, fn(filepath.Join(m.o.CheckpointDir, sub, e.Name()), e.Name()))
 		}

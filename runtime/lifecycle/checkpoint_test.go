@@ -382,6 +382,25 @@ func TestRestoreFailsWithoutATrace(t *testing.T) {
 	}
 }
 
+// TestRestoreEndsWithItsCaller: who gave up finds nothing of it.
+func TestRestoreEndsWithItsCaller(t *testing.T) {
+	w := newWorld(t)
+	m := snapshotManager(t, w)
+	dir := checkpointed(t, w, m)
+	w.mu.Lock()
+	w.block["add"] = make(chan struct{})
+	w.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, _, err := m.RestorePod(ctx, restoreOf(dir)); err == nil {
+		t.Fatal("no error")
+	}
+	clean(t, w, m)
+	if p, c := m.Pods(), m.Containers(); len(p)+len(c) > 0 || len(w.left()) > 0 {
+		t.Errorf("left: %v %v %v", p, c, w.left())
+	}
+}
+
 // TestCrashDuringRestore: a daemon that dies in any step leaves nothing that
 // the next one does not remove; one that dies behind the last loses nothing.
 func TestCrashDuringRestore(t *testing.T) {

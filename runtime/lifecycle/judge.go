@@ -166,7 +166,9 @@ func expectation(s *specs.Spec) checkpoint.Expect {
 		w := checkpoint.Mount{Point: filepath.Clean(m.Destination), Types: []string{m.Type}, ReadOnly: slices.Contains(m.Options, "ro")}
 		switch m.Type {
 		case "cgroup":
-			w.Types, w.Below = []string{"cgroup", "tmpfs", "bind"}, true
+			// On v1, a tmpfs with one mount for each hierarchy.
+			e.Mounts = append(e.Mounts, checkpoint.Mount{Point: w.Point, Types: []string{"tmpfs"}})
+			w.Types, w.Below = []string{"cgroup", "bind"}, true
 		case "bind":
 			// A recursive bind brings the mounts below its source.
 			w.Below = slices.Contains(m.Options, "rbind")

@@ -28,7 +28,13 @@ func (m *Manager) RestorePod(ctx context.Context, r runtime.RestoreRequest) (run
 		return "", nil, fmt.Errorf("pod name: %w", err)
 	}
 	what := fmt.Sprintf("restore pod %s/%s", r.Config.Name.Namespace, r.Config.Name.Name)
-	id, err := m.flights.do(ctx, "pod"+string(key), what, m.o.OperationTime, func(ctx context.Context, op *operation) (string, error) {
+	// Unlike others, it ends with its caller, who is to find nothing of it then,
+	// and is answered when that is so.
+	caller := ctx
+	id, err := m.flights.do(context.WithoutCancel(ctx), "pod"+string(key), what, m.o.OperationTime, func(ctx context.Context, op *operation) (string, error) {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(caller, func() { cancel(context.Cause(caller)) })()
 		id, err := m.restorePod(ctx, op, r)
 		return string(id), err
 	})

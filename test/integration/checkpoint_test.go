@@ -25,7 +25,7 @@ import (
 
 // counting is a program whose state is in memory, in a file, in one that is
 // gone, and in its children.
-const counting = `rm /etc/issue; n=100; while :; do n=$((n+1)); echo tick $n; echo $n > /tmp/n; sleep 0.2; done`
+const counting = `rm /bin/yes; n=100; while :; do n=$((n+1)); echo tick $n; echo $n > /tmp/n; sleep 0.2; done`
 
 // needCriu skips where criu cannot do its work. Whether it can is found out by
 // the real thing: its own check says no of things that containers do not need.
@@ -36,7 +36,9 @@ func needCriu(t *testing.T) {
 		t.Skip("needs criu (Debian: apt-get install criu)")
 	}
 	dir := t.TempDir()
-	p := exec.Command("setsid", "sleep", "60")
+	// Without the files that were handed down to this test, which may be of
+	// another mount namespace.
+	p := exec.Command("setsid", "bash", "-c", `for i in {3..63}; do eval "exec $i>&-"; done; exec sleep 60`)
 	check(t, p.Start())
 	defer func() {
 		_ = p.Process.Kill()
@@ -91,8 +93,8 @@ func TestCheckpointRestore(t *testing.T) {
 	needCriu(t)
 	for _, handler := range []string{"", "runc"} {
 		t.Run("handler "+handler, func(t *testing.T) {
-			e, ctx := env(t)
-			checkpointRestore(t, ctx, e, handler)
+			e, _ := env(t)
+			checkpointRestore(t, deadline(t, 8*time.Minute), e, handler)
 		})
 	}
 }
@@ -111,6 +113,9 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	// One container, for whoever looks at it later.
 	archive := filepath.Join(dir, "main.tar")
 	_, err = e.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: archive})
+	if handler == "runc" && status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "from 1.2 on") {
+		t.Skip("needs runc 1.2 or newer: an older one cannot leave control groups out of a checkpoint")
+	}
 	check(t, err)
 	checkArchive(t, archive)
 	awaitTicks(t, ctx, log, len(ticks(t, log))) // it runs on
@@ -118,7 +123,7 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	// The pod, to be made again.
 	out := filepath.Join(dir, "pod")
 	check(t, os.Mkdir(out, 0o700))
-	limited, cancel := context.WithTimeout(ctx, time.Minute)
+	limited, cancel := context.WithTimeout(ctx, 6*time.Minute)
 	defer cancel()
 	_, err = e.Runtime.CheckpointPod(limited, &runtimeapi.CheckpointPodRequest{PodSandboxId: podID, OutputPath: out, ContainerIds: []string{id}})
 	check(t, err)
@@ -153,7 +158,7 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	if got[0] <= 102 || got[0] > last+1 {
 		t.Errorf("it goes on with tick %d; the last one before was %d", got[0], last)
 	}
-	x := must[*runtimeapi.ExecSyncResponse](t)(e.Exec(ctx, id, "sh", "-c", "test ! -e /etc/issue && test -s /tmp/n && hostname"))
+	x := must[*runtimeapi.ExecSyncResponse](t)(e.Exec(ctx, id, "sh", "-c", "test ! -e /bin/yes && test -s /tmp/n && hostname"))
 	if x.ExitCode != 0 || string(x.Stdout) != "count\n" {
 		t.Errorf("exec in the restored container: %d %q %q", x.ExitCode, x.Stdout, x.Stderr)
 	}
@@ -198,7 +203,7 @@ func checkArchive(t *testing.T, file string) {
 			t.Errorf("the archive has no %s, or it is empty", n)
 		}
 	}
-	if !strings.Contains(have["deleted.files"], `"etc/issue"`) {
+	if !strings.Contains(have["deleted.files"], `"bin/yes"`) {
 		t.Errorf("deleted.files: %s", have["deleted.files"])
 	}
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".ocid-checkpoint-*"))

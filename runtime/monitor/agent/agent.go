@@ -61,6 +61,7 @@ type agent struct {
 //	ocid-monitor run DIR NAME PATH ROOT embedded|vm|plain [RUNTIME FLAGS...]
 //	ocid-monitor pause
 //	ocid-monitor stat PATH
+//	ocid-monitor enslave PROGRAM [ARGUMENTS...]
 func Main(args []string) int {
 	switch {
 	case len(args) > 1 && args[1] == "pause":
@@ -69,6 +70,8 @@ func Main(args []string) int {
 		return statAside(args[2])
 	case len(args) == 3 && args[1] == "stat-now":
 		return statNow(args[2])
+	case len(args) > 2 && args[1] == "enslave":
+		return enslave(args[2:])
 	}
 	if len(args) < 7 || args[1] != "run" {
 		return complain("usage: ocid-monitor run DIR NAME PATH ROOT embedded|vm|plain [RUNTIME FLAGS...]")

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -110,6 +112,9 @@ func (k *cut) capture(tcp bool) error {
 			Images: k.dirs[i].Bundle, Work: k.dirs[i].LogPath, TCPEstablished: tcp,
 		})
 		if err := k.run(argv); err != nil {
+			if strings.Contains(err.Error(), "manage cgroups mode") {
+				return &failure{kind: kindState, text: "this OCI runtime cannot leave control groups out of a checkpoint; runc can from 1.2 on: " + err.Error()}
+			}
 			return errors2("checkpoint container "+c.id, err)
 		}
 	}
@@ -177,12 +182,16 @@ func (k *cut) release() {
 
 // restoration is the run of the runtime that makes c from images.
 //
-// It gets a mount namespace of its own: to restore, a runtime mounts the root
-// file system and volumes in places where they do not stay, and what a killed
-// one left there would be taken for the container's own files by whoever
-// cleans up.
+// It gets a mount namespace of its own, a slave of the host's: to restore, a
+// runtime mounts the root file system and volumes in places where they do not
+// stay, and what a killed one left there would be taken for the container's own
+// files by whoever cleans up. Not a private one, since criu gives each volume
+// the propagation that it finds at its source.
 func (a *agent) restoration(c *container, io *stdio, pidFile string, m *proto.Msg, attr *syscall.ProcAttr) ([]string, time.Duration) {
-	attr.Sys = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	attr.Sys = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if a.handler.Embedded {
+		attr.Files = append(attr.Files, uintptr(a.null), RuntimeFD) // 3, and 4 as in this process
+	}
 	r := engine.RestoreArgs{
 		CreateArgs:     engine.CreateArgs{Bundle: c.bundle, PIDFile: pidFile, ConsoleSocket: io.consoleAddr},
 		TCPEstablished: m.Flags&proto.FlagTCP != 0,
@@ -194,5 +203,17 @@ func (a *agent) restoration(c *container, io *stdio, pidFile string, m *proto.Ms
 	if m.Time > 0 {
 		limit = time.Duration(m.Time)
 	}
-	return a.handler.Restore(c.id, r), limit
+	return append([]string{"/proc/self/exe", "enslave"}, a.handler.Restore(c.id, r)...), limit
+}
+
+// enslave cuts the way of mounts from a new namespace to the host, and becomes
+// the program that argv names.
+func enslave(argv []string) int {
+	if err := syscall.Mount("", "/", "", syscall.MS_SLAVE|syscall.MS_REC, ""); err != nil {
+		return complain("cut the propagation of mounts: " + err.Error())
+	}
+	for fd := ListenerFD; fd <= RuntimeFD; fd++ {
+		syscall.CloseOnExec(fd)
+	}
+	return complain(argv[0] + ": " + syscall.Exec(argv[0], argv, os.Environ()).Error())
 }

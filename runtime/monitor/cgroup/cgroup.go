@@ -222,10 +222,14 @@ func Freeze(path string, patience time.Duration) error {
 	if v1 {
 		name, word = "/freezer.state", "FROZEN"
 	}
-	pause := time.Millisecond
-	for end := time.Now().Add(patience); ; pause = min(2*pause, 50*time.Millisecond) {
-		// Again each time: on v1 a process that was just being made can keep
-		// the group in between until it is asked once more.
+	pause, n := time.Millisecond, 0
+	for end := time.Now().Add(patience); ; pause = min(2*pause, 20*time.Millisecond) {
+		// Again each time, and on v1 with a thaw now and then: a process that
+		// was just being made can keep the group in between for ever.
+		if n++; v1 && n%8 == 0 {
+			_ = os.WriteFile(dir+name, []byte("THAWED"), 0)
+			time.Sleep(time.Millisecond)
+		}
 		if err := os.WriteFile(dir+name, []byte(word), 0); err != nil {
 			return err
 		}
