@@ -132,9 +132,15 @@ type Dialer interface {
 type Monitor interface {
 	MonitorLives
 	MonitorProcesses
-	MonitorStreams
+	MonitorNamespaces
 	// State lists what the monitor knows of every container it holds.
 	State(ctx context.Context) ([]ContainerStatus, error)
+	// Shutdown ends the monitor once it holds no container. Idempotent.
+	Shutdown(ctx context.Context) error
+}
+
+// MonitorNamespaces makes namespaces that a process of the monitor's holds.
+type MonitorNamespaces interface {
 	// PIDNamespace starts the process that holds the pod's shared PID namespace
 	// and returns its host pid. Idempotent; it lives until Shutdown.
 	PIDNamespace(ctx context.Context) (pid int, err error)
@@ -142,8 +148,6 @@ type Monitor interface {
 	// which owns its PID namespace and those that kinds names ("net", "ipc",
 	// "uts"). PIDNamespace then answers with it.
 	PodNamespaces(ctx context.Context, user runtime.UserNamespace, kinds []string) (pid int, err error)
-	// Shutdown ends the monitor once it holds no container. Idempotent.
-	Shutdown(ctx context.Context) error
 }
 
 // MonitorLives takes containers through their lives.
@@ -164,6 +168,7 @@ type MonitorLives interface {
 
 // MonitorProcesses acts on a container that runs.
 type MonitorProcesses interface {
+	MonitorStreams
 	// Exec runs a process in the container. Output goes to the writers as it
 	// comes; returns when the process has exited and its output has ended or,
 	// after the exit, drain has passed. On ctx end the process is killed.
