@@ -57,6 +57,8 @@ func kindOf(err error) error {
 	case errors.Is(err, storage.ErrBlobDigestMismatch), errors.Is(err, storage.ErrBlobSizeMismatch),
 		strings.Contains(err.Error(), "Digest did not match"):
 		return ErrCorrupt
+	case strings.Contains(err.Error(), "Image may not exist"):
+		return ErrNotFound
 	case errors.As(err, &coder):
 		return kindOfStatus(coder.ErrorCode().Descriptor().HTTPStatusCode)
 	case errors.As(err, &status):

@@ -59,6 +59,7 @@ type watch struct {
 	ctx      context.Context // of the copy, for its stages
 	last     time.Time       // last sign of life
 	finished bool            // all blobs are here: nothing more to wait for
+	recoded  bool            // blobs may change their compression on the way
 	pending  map[digest.Digest]int64
 	flight   map[digest.Digest]*blob
 	now      Progress
@@ -105,6 +106,13 @@ func (w *watch) expect(layers []manifest.LayerInfo) {
 	w.now = Progress{Phase: Downloading, Layers: len(pending), Total: total}
 }
 
+// mayRecode says that blobs need not keep the size that they are promised with.
+func (w *watch) mayRecode() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.recoded = true
+}
+
 // finish says that nothing more is to come over the network.
 func (w *watch) finish() {
 	w.mu.Lock()
@@ -149,7 +157,7 @@ func (w *watch) feed(e types.ProgressProperties) (Progress, bool) {
 	case types.ProgressEventRead:
 		if b := w.flight[d]; b != nil {
 			b.offset = int64(e.Offset)
-			if b.size >= 0 && b.offset > b.size {
+			if b.size >= 0 && b.offset > b.size && !w.recoded {
 				w.cancel(fmt.Errorf("blob %s: registry sent more than the %d bytes it promised: %w", d, b.size, ErrCorrupt))
 			}
 		}

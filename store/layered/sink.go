@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"go.podman.io/image/v5/docker/reference"
 	istorage "go.podman.io/image/v5/storage"
@@ -132,4 +133,13 @@ func (s *Store) flush() error {
 		return fmt.Errorf("flush %s: %w", s.names.storage, err)
 	}
 	return nil
+}
+
+// Source finds an image, for copies out of the store.
+func (s *Store) Source(ctx context.Context, ref string) (imagetypes.ImageReference, error) {
+	img, err := s.Image(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return istorage.Transport.NewStoreReference(s.lib, nil, strings.TrimPrefix(img.ID, idPrefix))
 }

@@ -1,5 +1,5 @@
-// Package imagecmd holds the commands about images: pull, images, rmi, tag,
-// inspect, mount and unmount. They work on the store itself, with no daemon
+// Package imagecmd holds the commands about images: pull, images, rmi, tag, copy,
+// tags, delete, inspect, mount and unmount. They work on the store itself, with no daemon
 // running and beside one.
 package imagecmd
 
@@ -26,7 +26,7 @@ type Open func() (*layered.Store, *pull.Puller, error)
 func Commands(open func() (*layered.Store, *pull.Puller, error)) []*cobra.Command {
 	o := Open(open)
 	return []*cobra.Command{
-		o.pullCmd(), o.imagesCmd(), o.rmiCmd(), o.tagCmd(), o.inspectCmd(), o.mountCmd(), o.unmountCmd(),
+		o.pullCmd(), o.imagesCmd(), o.rmiCmd(), o.tagCmd(), o.inspectCmd(), o.copyCmd(), o.tagsCmd(), o.deleteCmd(), o.mountCmd(), o.unmountCmd(),
 	}
 }
 
