@@ -201,7 +201,7 @@ var fields = map[string]field{
 	"LinuxContainerSecurityContext.readonly_paths":             {does: honoured, why: "not in a privileged container", ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.ReadonlyPaths = []string{"/proc/sys"} })},
 	"LinuxContainerSecurityContext.seccomp":                    {does: nested, why: "not in a privileged container"},
 	"LinuxContainerSecurityContext.apparmor":                   {does: nested, why: "not in a privileged container"},
-	"LinuxContainerSecurityContext.apparmor_profile":           {does: honoured, why: "deprecated; must not contradict apparmor", ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.ApparmorProfile = "localhost/web" })},
+	"LinuxContainerSecurityContext.apparmor_profile":           {does: honoured, why: "deprecated; apparmor wins", ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.ApparmorProfile = "localhost/web" })},
 	"LinuxContainerSecurityContext.seccomp_profile_path":       {does: honoured, why: "deprecated; must not contradict seccomp", ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.SeccompProfilePath = "runtime/default" })},
 	"Capability.add_capabilities":                              {does: honoured, ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.Capabilities.AddCapabilities = []string{"NET_ADMIN"} })},
 	"Capability.drop_capabilities":                             {does: honoured, ctr: ctrSC(func(s *cri.LinuxContainerSecurityContext) { s.Capabilities.DropCapabilities = []string{"ALL"} })},

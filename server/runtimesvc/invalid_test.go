@@ -157,3 +157,26 @@ func TestSignals(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAppArmorNames: the message wins over the deprecated string, and its name
+// may have the string's prefix.
+func TestAppArmorNames(t *testing.T) {
+	local := func(name string) *cri.SecurityProfile {
+		return &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: name}
+	}
+	for name, tc := range map[string]struct {
+		in  *cri.SecurityProfile
+		old string
+	}{
+		"message":                 {local("web"), ""},
+		"message with prefix":     {local("localhost/web"), ""},
+		"string":                  {nil, "localhost/web"},
+		"message over the string": {local("localhost/web"), "localhost/other"},
+	} {
+		c := &check{}
+		kind, profile := c.appArmor("apparmor", tc.in, tc.old, Host{AppArmor: true})
+		if kind != runtime.SeccompLocalhost || profile != "web" || c.err() != nil {
+			t.Errorf("%s: %q %q, %v", name, kind, profile, c.err())
+		}
+	}
+}

@@ -207,9 +207,16 @@ func (c *check) seccomp(field string, in *cri.SecurityProfile, old string) (runt
 // apply, as in other runtimes, but a profile named by the user must not be
 // left out in silence.
 func (c *check) appArmor(field string, in *cri.SecurityProfile, old string, host Host) (runtime.ProfileKind, string) {
+	if in != nil {
+		// Clients that fill both mean the message; what the string says may be
+		// another profile.
+		old = ""
+	}
 	kind, name := c.profile(field, in, old)
 	switch {
 	case kind == runtime.SeccompLocalhost:
+		// The message's name too comes with the prefix from some clients.
+		name = strings.TrimPrefix(name, "localhost/")
 		name = c.word(field+".localhost_ref", name)
 		if !host.AppArmor {
 			c.fail(field, "profile %q cannot be applied: AppArmor is not enabled on this machine", name)
