@@ -471,9 +471,12 @@ func TestCheckImages(t *testing.T) {
 	expect := Expect{
 		Bounding: 1<<3 | 1<<39, NoNewPrivileges: true, UID: 7, Seccomp: true, Profile: "web",
 		Mounts: []Mount{
-			{Point: "/", Types: []string{"overlay"}}, {Point: "/proc", Types: []string{"proc"}},
-			{Point: "/proc/kcore", Types: []string{"bind"}}, {Point: "/sys", Types: []string{"sysfs"}, ReadOnly: true},
-			{Point: "/data", Types: []string{"bind"}}, {Point: "/sys/fs/cgroup", Types: []string{"cgroup", "tmpfs", "bind"}, Below: true},
+			{Point: "/", Types: []string{"overlay"}},
+			{Point: "/proc", Types: []string{"proc"}},
+			{Point: "/proc/kcore", Types: []string{"bind"}},
+			{Point: "/sys", Types: []string{"sysfs"}, ReadOnly: true},
+			{Point: "/data", Types: []string{"bind"}},
+			{Point: "/sys/fs/cgroup", Types: []string{"cgroup", "tmpfs", "bind"}, Below: true},
 		},
 		Covered: []string{"/proc/kcore"},
 	}

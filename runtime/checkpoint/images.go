@@ -176,7 +176,7 @@ func (e Expect) thread(b []byte) error {
 	const creds, mode, filtered = 10, 11, 2
 	found, filter := 0, uint64(0)
 	err := fields(b, func(num protowire.Number, v uint64, val []byte) error {
-		switch num {
+		switch int32(num) {
 		case creds:
 			found++
 			return e.creds(val)
@@ -306,7 +306,7 @@ func (m *mounts) entry(b []byte) error {
 	var point string
 	external := false
 	err := fields(b, func(num protowire.Number, v uint64, val []byte) error {
-		switch num {
+		switch int32(num) {
 		case mntType:
 			typ = v
 		case mntFlags:

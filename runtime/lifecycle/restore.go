@@ -363,7 +363,7 @@ func (m *Manager) makeUnstarted(ctx context.Context, op *operation, p runtime.Po
 func (m *Manager) undoRestored(ctx context.Context, p runtime.Pod) error {
 	err := m.undoWhole(ctx, p)
 	if err != nil {
-		m.later("pod "+string(p.ID), err, func(ctx context.Context) error { return m.undoWhole(ctx, p) })
+		m.later("pod "+string(p.ID), err, func(ctx context.Context) error { return m.undoWhole(ctx, p) }) //nolint:contextcheck // outlives the call
 	}
 	return err
 }

@@ -21,7 +21,7 @@ import (
 // stub makes an OCI runtime that stands for one with a working criu: it is the
 // embedded one, but "restore" starts the bundle's program anew, and
 // "checkpoint" does what the file "mode" beside it says.
-func stub(t testing.TB, dir, real string) string {
+func stub(t testing.TB, dir, embedded string) string {
 	t.Helper()
 	const script = `#!/bin/sh
 args="$*"
@@ -56,7 +56,7 @@ restore)
 esac
 `
 	path := filepath.Join(dir, "stub")
-	text := strings.NewReplacer("REAL", real, "MODE", filepath.Join(dir, "mode")).Replace(script)
+	text := strings.NewReplacer("REAL", embedded, "MODE", filepath.Join(dir, "mode")).Replace(script)
 	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}

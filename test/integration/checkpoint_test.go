@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -91,19 +92,32 @@ func awaitTicks(t *testing.T, ctx context.Context, file string, n int) []int {
 
 func TestCheckpointRestore(t *testing.T) {
 	needCriu(t)
-	for _, handler := range []string{"", "runc"} {
-		t.Run("handler "+handler, func(t *testing.T) {
+	for _, c := range []struct {
+		name, handler string
+		pid           runtimeapi.NamespaceMode
+	}{
+		{"plain", "", runtimeapi.NamespaceMode_CONTAINER},
+		{"shared PID namespace", "", runtimeapi.NamespaceMode_POD},
+		{"runc", "runc", runtimeapi.NamespaceMode_CONTAINER},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			e, _ := env(t)
-			checkpointRestore(t, deadline(t, 8*time.Minute), e, handler)
+			checkpointRestore(t, deadline(t, 8*time.Minute), e, c.handler, c.pid)
 		})
 	}
 }
 
-func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handler string) {
+func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handler string, pid runtimeapi.NamespaceMode) {
 	dir := t.TempDir()
-	pod := e.Pod("count", false)
-	pod.Hostname = "count"
+	newPod := func() *runtimeapi.PodSandboxConfig {
+		p := e.Pod("count", false)
+		p.Hostname = "count"
+		p.Linux.SecurityContext.NamespaceOptions.Pid = pid
+		return p
+	}
+	pod := newPod()
 	c := harness.Shell("main", counting)
+	c.Linux.SecurityContext.NamespaceOptions.Pid = pid
 	podID, id, err := e.Up(ctx, pod, handler, c)
 	check(t, err)
 	t.Cleanup(func() { _ = e.Down(context.Background(), podID) })
@@ -135,8 +149,7 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	check(t, e.Down(ctx, podID))
 	last := 100 + atMost
 
-	again := e.Pod("count", false)
-	again.Hostname = "count"
+	again := newPod()
 	req := &runtimeapi.RestorePodRequest{CheckpointPath: out, Config: again, RuntimeHandler: handler, ContainerConfigs: []*runtimeapi.ContainerConfig{c}}
 	r := must[*runtimeapi.RestorePodResponse](t)(e.Runtime.RestorePod(limited, req))
 	t.Cleanup(func() { _ = e.Down(context.Background(), r.PodSandboxId) })
@@ -167,12 +180,58 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 		t.Errorf("stats are %v", stats.Stats)
 	}
 	check(t, e.StopContainer(ctx, id, 1))
-	if s := must[*runtimeapi.ContainerStatus](t)(e.Status(ctx, id)); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 {
+	if s := must[*runtimeapi.ContainerStatus](t)(e.Status(ctx, id)); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 && s.ExitCode != 143 {
 		t.Errorf("after the stop: %v", s)
 	}
 	check(t, e.Down(ctx, r.PodSandboxId))
 	check(t, os.RemoveAll(pod.LogDirectory))
 	check(t, os.RemoveAll(again.LogDirectory))
+}
+
+// TestCheckpointSurvivesKill kills the daemon in a checkpoint: the container is
+// let go at once, and the next daemon removes what was begun.
+func TestCheckpointSurvivesKill(t *testing.T) {
+	needCriu(t)
+	e, ctx := own(t, harness.Options{})
+	_, err := e.Pull(ctx, harness.Busybox)
+	check(t, err)
+	pod := e.Pod("count", false)
+	podID, id, err := e.Up(ctx, pod, "", harness.Shell("main", counting))
+	check(t, err)
+	log := filepath.Join(pod.LogDirectory, "main.log")
+	awaitTicks(t, ctx, log, 2)
+	out := t.TempDir()
+	begun := filepath.Join(e.Root, "checkpoints", "capture", "*", id, "*")
+	for _, sign := range []string{"", "/descriptors.json", "/pages-1.img"} {
+		go func() {
+			_, _ = e.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: filepath.Join(out, "main.tar")})
+		}()
+		for {
+			if m, _ := filepath.Glob(begun + sign); len(m) > 0 {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatalf("no %s%s", begun, sign)
+			}
+		}
+		check(t, e.Signal(unix.SIGKILL))
+		<-e.Exited()
+		awaitTicks(t, ctx, log, len(ticks(t, log))) // without any daemon
+		check(t, e.Start(ctx))
+		left, err := filepath.Glob(filepath.Join(e.Root, "checkpoints", "*", "*"))
+		check(t, err)
+		beside, err := filepath.Glob(filepath.Join(out, ".*"))
+		check(t, err)
+		if len(left)+len(beside) > 0 {
+			t.Errorf("killed at %q, left: %v %v", sign, left, beside)
+		}
+		if s := must[*runtimeapi.ContainerStatus](t)(e.Status(ctx, id)); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("killed at %q, the container is %v", sign, s.State)
+		}
+	}
+	_, err = e.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: filepath.Join(out, "main.tar")})
+	check(t, err)
+	check(t, e.Down(ctx, podID))
 }
 
 // checkArchive reads an archive as other programs do.
