@@ -73,6 +73,9 @@ func (p *Prober) waiting(path string) bool {
 	return false
 }
 
+// startTime bounds the start of a process.
+const startTime = 10 * time.Second
+
 func (p *Prober) ask(ctx context.Context, path string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -85,7 +88,7 @@ func (p *Prober) ask(ctx context.Context, path string) error {
 		return err
 	}
 	argv := append(append([]string{}, p.Helper...), path)
-	proc, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Env: []string{}, Files: []*os.File{null, w, null}, Sys: &syscall.SysProcAttr{Setsid: true}})
+	proc, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Files: []*os.File{null, w, null}, Sys: &syscall.SysProcAttr{Setsid: true}})
 	_ = w.Close()
 	_ = null.Close()
 	if err != nil {
@@ -94,11 +97,15 @@ func (p *Prober) ask(ctx context.Context, path string) error {
 	if _, err := proc.Wait(); err != nil {
 		return err
 	}
-	// Ends the reads below; a deadline of the context's, and its cancellation.
-	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	// The pid is read whatever the context says, so that the process can be ended.
+	if err := r.SetReadDeadline(time.Now().Add(startTime)); err != nil {
+		return err
+	}
 	lines := bufio.NewReaderSize(r, 64)
 	pid, err := number(lines)
+	if err == nil {
+		err = r.SetReadDeadline(time.Time{})
+	}
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", path, err)
 	}
@@ -106,6 +113,9 @@ func (p *Prober) ask(ctx context.Context, path string) error {
 	if err != nil {
 		fd = -1 // it has ended, so its answer is in the pipe
 	}
+	// Ends the read below: a deadline of the context's, and its cancellation.
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	errno, err := number(lines)
 	if errors.Is(err, os.ErrDeadlineExceeded) && fd >= 0 {
 		p.giveUp(path, fd)
