@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,6 +66,16 @@ func (e *Env) makeCgroup(name string) error {
 		}
 	}
 	return nil
+}
+
+// SubCgroup names a group below that of all pods, which is not made, and where
+// it is in each hierarchy.
+func (e *Env) SubCgroup(name string) (parent, dir string) {
+	if e.Systemd {
+		parent = strings.TrimSuffix(e.CgroupParent, ".slice") + "-" + name + ".slice"
+		return parent, e.CgroupDir + "/" + parent
+	}
+	return e.CgroupParent + "/" + name, e.CgroupDir + "/" + name
 }
 
 func (e *Env) removeCgroup() {

@@ -180,11 +180,7 @@ func TestSwapLimit(t *testing.T) {
 // last pod in it.
 func TestCgroupsThatCameWithPods(t *testing.T) {
 	e, ctx := env(t)
-	parent, dir := e.CgroupParent+"/made", e.CgroupDir+"/made"
-	if e.Systemd {
-		parent = strings.TrimSuffix(e.CgroupParent, ".slice") + "-made.slice"
-		dir = e.CgroupDir + "/" + parent
-	}
+	parent, dir := e.SubCgroup("made")
 	var pods []string
 	for _, name := range []string{"one", "two"} {
 		pod := e.Pod(name, true)

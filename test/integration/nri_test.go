@@ -154,7 +154,9 @@ func TestNRI(t *testing.T) {
 		a.AddDevice(&api.LinuxDevice{Path: "/dev/nri", Type: "c", Major: 1, Minor: 5})
 		a.AddRlimit("RLIMIT_NOFILE", 321, 321)
 		a.SetLinuxMemoryLimit(48 << 20)
-		a.SetLinuxCgroupsPath(e.CgroupParent + "/by-nri-" + c.GetId()[:12])
+		if !e.Systemd { // a scope's name is systemd's driver's own
+			a.SetLinuxCgroupsPath(e.CgroupParent + "/by-nri-" + c.GetId()[:12])
+		}
 		u := &api.ContainerUpdate{}
 		u.SetContainerId(before)
 		u.SetLinuxCPUShares(77)
@@ -164,7 +166,10 @@ func TestNRI(t *testing.T) {
 	if got := says(t, ctx, e, id, "echo $FROM_NRI; cat /nri/file; echo; head -c 2 /dev/nri | wc -c; ulimit -n"); got != "yes\nfrom the plugin\n2\n321" {
 		t.Errorf("the container sees %q", got)
 	}
-	cg := e.CgroupParent + "/by-nri-" + id[:12]
+	cg := e.CgroupDir + "/by-nri-" + id[:12]
+	if e.Systemd {
+		cg = e.CgroupDir + "/ocid-" + id + ".scope"
+	}
 	if b, err := os.ReadFile("/sys/fs/cgroup/memory" + cg + "/memory.limit_in_bytes"); err == nil && strings.TrimSpace(string(b)) != fmt.Sprint(48<<20) {
 		t.Errorf("the memory limit is %s", b)
 	} else if err != nil {
