@@ -102,6 +102,11 @@ func (m *Manager) CheckpointPod(ctx context.Context, id runtime.PodID, dir strin
 	if err != nil {
 		return err
 	}
+	for _, c := range cs {
+		if why := unrestorable(p.Config, c.Config); why != "" {
+			return fmt.Errorf("%w: container %s: %s: that cannot be restored", runtime.ErrState, c.ID, why)
+		}
+	}
 	out, err := emptyDir(dir)
 	if err != nil {
 		return err
@@ -208,6 +213,14 @@ func uncapturable(p runtime.PodConfig, c runtime.ContainerConfig) string {
 		}
 	}
 	return ""
+}
+
+// unrestorable is uncapturable for what is to run again in another pod.
+func unrestorable(p runtime.PodConfig, c runtime.ContainerConfig) string {
+	if p.Namespaces.PID == runtime.NamespacePod || c.Security.Namespaces.PID == runtime.NamespacePod {
+		return "it shares the pod's PID namespace, where its process numbers may be taken"
+	}
+	return uncapturable(p, c)
 }
 
 // capture is a checkpoint under way: a directory of its own, and the name of

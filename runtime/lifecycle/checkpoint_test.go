@@ -212,6 +212,11 @@ func TestWhatCannotBeCheckpointed(t *testing.T) {
 	if why := uncapturable(pod, ok); why != "" {
 		t.Error(why)
 	}
+	shared := ok
+	shared.Security.Namespaces.PID = runtime.NamespacePod
+	if uncapturable(pod, shared) != "" || unrestorable(pod, shared) == "" {
+		t.Error("a shared PID namespace can be captured, and not be restored")
+	}
 	for name, change := range map[string]func(*runtime.PodConfig, *runtime.ContainerConfig){
 		"user namespace": func(p *runtime.PodConfig, _ *runtime.ContainerConfig) { p.Namespaces.User = &runtime.UserNamespace{} },
 		"host's PID": func(_ *runtime.PodConfig, c *runtime.ContainerConfig) {
@@ -226,6 +231,9 @@ func TestWhatCannotBeCheckpointed(t *testing.T) {
 	} {
 		p, c := pod, ok
 		change(&p, &c)
+		if unrestorable(p, c) == "" {
+			t.Errorf("%s could be restored", name)
+		}
 		if why := uncapturable(p, c); !strings.Contains(why, name) {
 			t.Errorf("%s: %q", name, why)
 		}

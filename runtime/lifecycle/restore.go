@@ -124,7 +124,7 @@ func (m *Manager) restoreImages(ctx context.Context, op *operation, r *runtime.R
 	imgs := make([]runtime.ImageConfig, len(r.Containers))
 	for i := range r.Containers {
 		c := &r.Containers[i]
-		if why := uncapturable(r.Config, *c); why != "" {
+		if why := unrestorable(r.Config, *c); why != "" {
 			return nil, fmt.Errorf("%w: container %q: %s: that cannot be restored", runtime.ErrInvalid, c.Name.Name, why)
 		}
 		img, err := m.o.Images.Resolve(ctx, c.ImageID)

@@ -124,6 +124,8 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	log := filepath.Join(pod.LogDirectory, "main.log")
 	awaitTicks(t, ctx, log, 3)
 
+	before := confinement(t, ctx, e, id)
+
 	// One container, for whoever looks at it later.
 	archive := filepath.Join(dir, "main.tar")
 	_, err = e.Runtime.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: id, Location: archive})
@@ -140,6 +142,14 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	limited, cancel := context.WithTimeout(ctx, 6*time.Minute)
 	defer cancel()
 	_, err = e.Runtime.CheckpointPod(limited, &runtimeapi.CheckpointPodRequest{PodSandboxId: podID, OutputPath: out, ContainerIds: []string{id}})
+	if pid == runtimeapi.NamespaceMode_POD {
+		if status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("a pod with a shared PID namespace: %v", err)
+		}
+		check(t, e.Down(ctx, podID))
+		check(t, os.RemoveAll(pod.LogDirectory))
+		return
+	}
 	check(t, err)
 	atMost := len(awaitTicks(t, ctx, log, len(ticks(t, log))))
 	_, err = e.Runtime.CheckpointPod(limited, &runtimeapi.CheckpointPodRequest{PodSandboxId: podID, OutputPath: out, ContainerIds: []string{id}})
@@ -175,6 +185,9 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	if x.ExitCode != 0 || string(x.Stdout) != "count\n" {
 		t.Errorf("exec in the restored container: %d %q %q", x.ExitCode, x.Stdout, x.Stderr)
 	}
+	if after := confinement(t, ctx, e, id); after != before || !strings.Contains(after, "Seccomp:\t2") {
+		t.Errorf("confined by\n%safter the restore, and before by\n%s", after, before)
+	}
 	stats := must[*runtimeapi.ContainerStatsResponse](t)(e.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id}))
 	if stats.Stats.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
 		t.Errorf("stats are %v", stats.Stats)
@@ -186,6 +199,24 @@ func checkpointRestore(t *testing.T, ctx context.Context, e *harness.Env, handle
 	check(t, e.Down(ctx, r.PodSandboxId))
 	check(t, os.RemoveAll(pod.LogDirectory))
 	check(t, os.RemoveAll(again.LogDirectory))
+}
+
+// confinement is what holds the counting process: credentials, filters, and
+// the mounts that cover paths or cannot be written to.
+func confinement(t *testing.T, ctx context.Context, e *harness.Env, id string) string {
+	t.Helper()
+	const script = `for p in /proc/[0-9]*; do
+		if tr '\0' ' ' < $p/cmdline | grep -q '^sh -c rm '; then
+			grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' $p/status
+			awk '{print $5, $6}' $p/mountinfo | grep -E '^/(proc|sys)' | sed 's/,relatime//;s/,noatime//' | sort
+			exit 0
+		fi
+	done; exit 1`
+	r := must[*runtimeapi.ExecSyncResponse](t)(e.Exec(ctx, id, "sh", "-c", script))
+	if r.ExitCode != 0 {
+		t.Fatalf("look at the process: %d %q %q", r.ExitCode, r.Stdout, r.Stderr)
+	}
+	return string(r.Stdout)
 }
 
 // TestCheckpointSurvivesKill kills the daemon in a checkpoint: the container is
