@@ -72,7 +72,8 @@ func (e *Env) makeCgroup(name string) error {
 // it is in each hierarchy.
 func (e *Env) SubCgroup(name string) (parent, dir string) {
 	if e.Systemd {
-		parent = strings.TrimSuffix(e.CgroupParent, ".slice") + "-" + name + ".slice"
+		// A dash would be a level of its own; the kubelet writes it as here.
+		parent = strings.TrimSuffix(e.CgroupParent, ".slice") + "-" + strings.ReplaceAll(name, "-", "_") + ".slice"
 		return parent, e.CgroupDir + "/" + parent
 	}
 	return e.CgroupParent + "/" + name, e.CgroupDir + "/" + name

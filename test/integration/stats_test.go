@@ -14,7 +14,7 @@ import (
 func TestStatsTellTheTruth(t *testing.T) {
 	e, ctx := env(t)
 	pod := e.Pod("stats", false)
-	pod.Linux.CgroupParent, _ = e.SubCgroup("stats")
+	pod.Linux.CgroupParent, _ = e.SubCgroup("pod" + pod.Metadata.Uid)
 	c := harness.Shell("c", "dd if=/dev/zero of=/written bs=1024 count=3000 2>/dev/null; i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; touch /done; sleep 1000 & sleep 1000")
 	podID, id, err := e.Up(ctx, pod, "", c)
 	check(t, err)
