@@ -256,6 +256,9 @@ func TestNRIRefusals(t *testing.T) {
 
 // TestNRILaunchedPlugin: plugins in the directory are started, and outlive neither stop nor kill of the daemon.
 func TestNRILaunchedPlugin(t *testing.T) {
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("needs the go command, to build a plugin")
+	}
 	root := must[string](t)(harness.RepoRoot())
 	var plugin string
 	e, ctx := ownConfigured(t, nriTOML, func(e *harness.Env) {
