@@ -56,8 +56,8 @@ install: build ## binaries, systemd unit and socket, default configuration, man 
 	bin/ocid completion fish > '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ocid.fish'
 
 .PHONY: test
-test: ## everything: build, unit, integration, critest, random kill, kubelet
-	@hack/test unit integration critest randomkill kubelet
+test: ## everything: build, unit, integration, critest, random kill, endurance, kubelet
+	@hack/test unit integration critest randomkill endurance kubelet
 
 .PHONY: test-unit test-integration test-critest test-randomkill test-endurance test-kubelet test-cluster test-vm
 test-unit: ## unit tests under the race detector
