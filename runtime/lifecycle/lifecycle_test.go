@@ -277,6 +277,36 @@ func TestMonitorOfEmptyPodDies(t *testing.T) {
 	}
 }
 
+// What a lost monitor left may not go at once; the pod does not stay ready for it.
+func TestMonitorLossIsSettledLater(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	ctx := t.Context()
+	id, err := m.RunPod(ctx, podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.CreateContainer(ctx, id, containerConfig("c")); err != nil {
+		t.Fatal(err)
+	}
+	w.set("orphan", errors.New("device or resource busy"))
+	w.die(id)
+	for s := range w.entered {
+		if s == "orphan" {
+			break
+		}
+	}
+	w.set("orphan", nil)
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if p, err := m.Pod(string(id)); err != nil || p.State == runtime.PodNotReady {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("the pod stays ready")
+		}
+	}
+}
+
 // A monitor may die before the client learns of its pod; the client's retry
 // must not run into the remains.
 func TestRetryAfterUnusedPodDied(t *testing.T) {

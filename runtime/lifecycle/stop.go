@@ -207,7 +207,12 @@ func (m *Manager) lost(id runtime.PodID) {
 		return
 	}
 	if err := m.orphan(ctx, id); err != nil {
-		m.log.Error("clean-up after a lost monitor failed", "pod", id, "error", err)
+		m.later("pod "+string(id)+" without its monitor", err, func(ctx context.Context) error {
+			if m.o.Ledger.PodState(id) != runtime.PodReady {
+				return nil
+			}
+			return m.orphan(ctx, id)
+		})
 	}
 }
 

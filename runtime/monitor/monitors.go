@@ -462,7 +462,19 @@ func (m *Monitors) Orphan(ctx context.Context, id runtime.PodID, dir, handler st
 	return exits, errors.Join(errs...)
 }
 
+// clean removes what is left of a container. A runtime that was killed with its
+// monitor may have come a step further meanwhile, so that all of it is done
+// again while the cgroup is in use.
 func (m *Monitors) clean(ctx context.Context, h engine.Handler, c lifecycle.OrphanContainer) error {
+	for end := time.Now().Add(killWait); ; {
+		err := m.cleanOnce(ctx, h, c)
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (m *Monitors) cleanOnce(ctx context.Context, h engine.Handler, c lifecycle.OrphanContainer) error {
 	if err := cgroup.Kill(c.CgroupPath, killWait); err != nil {
 		return err
 	}
@@ -474,7 +486,7 @@ func (m *Monitors) clean(ctx context.Context, h engine.Handler, c lifecycle.Orph
 	if err := run(ctx, h.Delete(string(c.ID))); err != nil {
 		return err
 	}
-	return cgroup.Remove(c.CgroupPath, killWait)
+	return cgroup.Remove(c.CgroupPath, time.Second)
 }
 
 func toExit(e proto.Exit) lifecycle.Exit {

@@ -361,3 +361,34 @@ func TestMoreLowersThanAPageHolds(t *testing.T) {
 	defer layered.OldKernel()()
 	check("old")
 }
+
+// A runtime that outlives its monitor may go on in the mount point.
+func TestReleaseRemovesStrays(t *testing.T) {
+	s := open(t, t.TempDir())
+	id := load(t, s, "example.com/aa:1", storetest.Image(t, storetest.File("f", "x")))
+	fs, err := s.Prepare(t.Context(), store.RootFSRequest{ID: "one", ImageID: id})
+	must(t, err)
+	must(t, unix.Unmount(fs.Path, unix.MNT_DETACH))
+	must(t, os.MkdirAll(filepath.Join(fs.Path, "dev/pts"), 0o755))
+	must(t, s.Release(t.Context(), "one"))
+	if _, err := os.Lstat(fs.Path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the mount point is still there: %v", err)
+	}
+	// What is mounted below is not entered, and not lost.
+	fs, err = s.Prepare(t.Context(), store.RootFSRequest{ID: "two", ImageID: id})
+	must(t, err)
+	must(t, unix.Unmount(fs.Path, unix.MNT_DETACH))
+	sub := filepath.Join(fs.Path, "sub")
+	must(t, os.MkdirAll(sub, 0o755))
+	must(t, unix.Mount("tmpfs", sub, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(sub, unix.MNT_DETACH) })
+	must(t, os.WriteFile(filepath.Join(sub, "kept"), nil, 0o600))
+	if err := s.Release(t.Context(), "two"); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("release with something mounted below: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(sub, "kept")); err != nil {
+		t.Error(err)
+	}
+	must(t, unix.Unmount(sub, unix.MNT_DETACH))
+	must(t, s.Release(t.Context(), "two"))
+}

@@ -3,7 +3,9 @@ package layered
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 
@@ -195,8 +197,31 @@ func unmount(path string) error {
 		}
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(path)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		err = removeStrays(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// removeStrays removes what an OCI runtime that outlived its monitor made in
+// the mount point after the root file system had gone from it. Nothing that is
+// mounted is ever entered.
+func removeStrays(path string) error {
+	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		if mounted, err := isMount(p); err != nil || mounted {
+			return errors.Join(err, fmt.Errorf("%s: something is mounted below %s: %w", p, path, unix.EBUSY))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
 }

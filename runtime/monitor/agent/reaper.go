@@ -82,6 +82,13 @@ func (r *reaper) reap() {
 func (r *reaper) spawn(argv []string, attr *syscall.ProcAttr) (*child, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if attr.Sys == nil {
+		attr.Sys = &syscall.SysProcAttr{}
+	}
+	// What a monitor has begun ends with it: a runtime that went on by itself
+	// would make what the clean-up has just removed. No thread of the monitor
+	// ends before the monitor does, as none is ever locked to a goroutine.
+	attr.Sys.Pdeathsig = syscall.SIGKILL
 	pid, err := syscall.ForkExec(argv[0], argv, attr)
 	if err != nil {
 		return nil, errors2("run "+argv[0], err)
