@@ -104,6 +104,7 @@ func TestExtractRefuses(t *testing.T) {
 		"deep":            func(m []member) []member { return append(m, reg("checkpoint/a/b.img", "")) },
 		"no image":        func(m []member) []member { return append(m, reg("checkpoint/evil.sh", "")) },
 		"control groups":  func(m []member) []member { return append(m, reg("checkpoint/cgroup.img", "")) },
+		"policies":        func(m []member) []member { return append(m, reg("checkpoint/apparmor.img", "")) },
 		"duplicate":       func(m []member) []member { return append(m, reg(ConfigFile, `{"version":1}`)) },
 		"duplicate image": func(m []member) []member { return append(m, reg(ImagesDir+"/core-1.img", "y")) },
 		"many images": func(m []member) []member {
@@ -365,7 +366,7 @@ func TestWriteThenExtract(t *testing.T) {
 	}
 	for n, body := range map[string]string{
 		ImagesDir + "/" + Descriptors: `["/dev/null","pipe:[1]","pipe:[2]"]`, ImagesDir + "/core-1.img": "core",
-		ImagesDir + "/cgroup.img": "left out", DumpLog: "log", "diff": "the diff",
+		ImagesDir + "/cgroup.img": "left out", ImagesDir + "/apparmor.img": "left out", DumpLog: "log", "diff": "the diff",
 	} {
 		if err := r.WriteFile(n, []byte(body), 0o600); err != nil {
 			t.Fatal(err)
@@ -439,14 +440,16 @@ func sub(b []byte, n protowire.Number, v []byte) []byte {
 }
 
 type thread struct {
-	uid, caps, nnp, seccomp uint64
-	profile                 string
+	uid, gid, caps, nnp, seccomp uint64
+	profile                      string
+	groups                       []byte // packed
+	oom                          int32
 }
 
 func (c thread) bytes() []byte {
 	var cr []byte
-	for n := protowire.Number(1); n <= 8; n++ {
-		cr = num(cr, n, c.uid)
+	for n := protowire.Number(1); n <= 8; n += 2 {
+		cr = num(num(cr, n, c.uid), n+1, c.gid)
 	}
 	for n := protowire.Number(9); n <= 12; n++ {
 		cr = num(num(cr, n, c.caps&0xffffffff), n, c.caps>>32)
@@ -454,8 +457,12 @@ func (c thread) bytes() []byte {
 	if c.profile != "" {
 		cr = sub(cr, 15, []byte(c.profile))
 	}
+	if c.groups != nil {
+		cr = sub(cr, 14, c.groups)
+	}
 	cr = num(cr, 18, c.nnp)
-	return sub(num(nil, 1, 1), 5, num(sub(nil, 10, cr), 11, c.seccomp))
+	task := sub(num(nil, 1, 1), 3, num(nil, 14, uint64(int64(c.oom))))
+	return sub(task, 5, num(sub(nil, 10, cr), 11, c.seccomp))
 }
 
 func mnt(point string, typ, flags uint64, key string) []byte {
@@ -469,21 +476,24 @@ func mnt(point string, typ, flags uint64, key string) []byte {
 
 func TestCheckImages(t *testing.T) {
 	expect := Expect{
-		Bounding: 1<<3 | 1<<39, NoNewPrivileges: true, UID: 7, Seccomp: true, Profile: "web",
+		Bounding: 1<<3 | 1<<39, NoNewPrivileges: true, UID: 7, GIDs: []uint32{8, 20}, Seccomp: true, Profile: "web", MinOOMScore: 2,
 		Mounts: []Mount{
 			{Point: "/", Types: []string{"overlay"}},
 			{Point: "/proc", Types: []string{"proc"}},
 			{Point: "/proc/kcore", Types: []string{"bind"}},
 			{Point: "/sys", Types: []string{"sysfs"}, ReadOnly: true},
 			{Point: "/data", Types: []string{"bind"}},
+			{Point: "/secret", Types: []string{"bind"}, ReadOnly: true},
+			{Point: "/proc/sys", Types: []string{"proc", "sysfs", "bind"}, ReadOnly: true},
 			{Point: "/sys/fs/cgroup", Types: []string{"cgroup", "tmpfs", "bind"}, Below: true},
 		},
 		Covered: []string{"/proc/kcore"},
 	}
-	ok := thread{uid: 7, caps: 1 << 39, nnp: 1, seccomp: 2, profile: "web"}
+	ok := thread{uid: 7, gid: 8, caps: 1 << 39, nnp: 1, seccomp: 2, profile: "web", groups: []byte{20, 8}, oom: 3}
 	plain := func() [][]byte {
 		return [][]byte{
-			mnt("./", 17, 0, ""), mnt("/proc", 1, 0, ""), mnt("/proc/kcore", 3, 0, "/proc/kcore"),
+			mnt("./", 17, 0, ""), mnt("/proc", 1, 0, ""), mnt("/proc/kcore", 3, 0, "/dev/null"),
+			sub(mnt("/proc/sys", 1, 1, ""), 6, []byte("/sys")),
 			mnt("/sys", 2, 1, ""), mnt("/data", 0, 0, "/data"), mnt("/sys/fs/cgroup/cpu", 12, 1, ""),
 		}
 	}
@@ -496,16 +506,22 @@ func TestCheckImages(t *testing.T) {
 		"high capability":       {thread: func(c *thread) { c.caps |= 1 << 38 }},
 		"new privileges":        {thread: func(c *thread) { c.nnp = 0 }},
 		"root":                  {thread: func(c *thread) { c.uid = 0 }},
+		"group":                 {thread: func(c *thread) { c.gid = 0 }},
+		"further group":         {thread: func(c *thread) { c.groups = []byte{20, 6} }},
+		"spared by the kernel":  {thread: func(c *thread) { c.oom = -999 }},
 		"no filter":             {thread: func(c *thread) { c.seccomp = 0 }},
 		"unconfined":            {thread: func(c *thread) { c.profile = "unconfined" }},
 		"other profile":         {thread: func(c *thread) { c.profile = "lax" }},
 		"further mount":         {mounts: func(m [][]byte) [][]byte { return append(m, mnt("/host", 16, 0, "")) }},
 		"devices":               {mounts: func(m [][]byte) [][]byte { return append(m, mnt("/sys/fs/cgroup/x", 3, 0, "")) }},
-		"another kind":          {mounts: func(m [][]byte) [][]byte { m[4] = mnt("/data", 5, 0, ""); return m }},
-		"writable":              {mounts: func(m [][]byte) [][]byte { m[3] = mnt("/sys", 2, 0, ""); return m }},
+		"another kind":          {mounts: func(m [][]byte) [][]byte { m[5] = mnt("/data", 5, 0, ""); return m }},
+		"writable":              {mounts: func(m [][]byte) [][]byte { m[4] = mnt("/sys", 2, 0, ""); return m }},
 		"not covered":           {mounts: func(m [][]byte) [][]byte { return slices.Delete(m, 2, 3) }},
 		"a second one on top":   {mounts: func(m [][]byte) [][]byte { return append(m, mnt("/proc", 1, 0, "")) }},
 		"the same, named oddly": {mounts: func(m [][]byte) [][]byte { return append(m, mnt("./x/..//proc/", 1, 0, "")) }},
+		"another's source":      {mounts: func(m [][]byte) [][]byte { m[5] = mnt("/data", 0, 0, "/secret"); return m }},
+		"masked, elsewhere":     {mounts: func(m [][]byte) [][]byte { m[3] = mnt("/proc/sys", 1, 1, ""); return m }},
+		"a part of proc":        {mounts: func(m [][]byte) [][]byte { m[1] = sub(m[1], 6, []byte("/sys")); return m }},
 		"no mounts":             {mounts: func([][]byte) [][]byte { return nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -606,4 +622,29 @@ func FuzzImages(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// Root without the capability to become another user has become none; a
+// process that gave the capability up may have used it before.
+func TestRootThatBecameAnother(t *testing.T) {
+	mounts := image(magicMounts, mnt("./", 17, 0, ""))
+	for _, c := range []struct {
+		bounding uint64
+		nnp      bool
+		t        thread
+		ok       bool
+	}{
+		{0, true, thread{uid: 33, nnp: 1}, false},
+		{0, true, thread{gid: 33, nnp: 1}, false},
+		{0, false, thread{uid: 33, gid: 33}, true},
+		{1 << capSetuid, true, thread{uid: 33, nnp: 1}, true},
+		{1 << capSetuid, true, thread{uid: 33, gid: 33, nnp: 1}, false},
+		{1 << capSetgid, true, thread{gid: 33, nnp: 1}, true},
+	} {
+		e := Expect{Bounding: c.bounding, NoNewPrivileges: c.nnp, GIDs: []uint32{0}, Mounts: []Mount{{Point: "/", Types: []string{"overlay"}}}}
+		err := checkFiles(t, e, map[string]string{"core-1.img": image(magicCore, c.t.bytes()), "mountpoints-9.img": mounts})
+		if (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
 }

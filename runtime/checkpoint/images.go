@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/bits"
 	"os"
 	"path"
@@ -22,7 +23,10 @@ type Expect struct {
 	Bounding        uint64 // capabilities, a bit for each
 	NoNewPrivileges bool
 	UID             uint32 // of the first process
-	Seccomp         bool   // a filter must be there
+	GIDs            []uint32
+	// MinOOMScore is the lowest oom_score_adj; it binds those without CAP_SYS_RESOURCE.
+	MinOOMScore int32
+	Seccomp     bool // a filter must be there
 	// Profile is the AppArmor profile or SELinux label; "" stands for none.
 	Profile string
 	Mounts  []Mount
@@ -157,19 +161,31 @@ func fields(b []byte, fn func(num protowire.Number, v uint64, b []byte) error) e
 
 // core checks one thread.
 func (e Expect) core(b []byte) error {
-	const threadCore = 5
+	const taskCore, threadCore = 3, 5
 	found := 0
 	err := fields(b, func(num protowire.Number, _ uint64, v []byte) error {
-		if num != threadCore {
-			return nil
+		switch int32(num) {
+		case taskCore:
+			return fields(v, e.task)
+		case threadCore:
+			found++
+			return e.thread(v)
 		}
-		found++
-		return e.thread(v)
+		return nil
 	})
 	if err == nil && found != 1 {
 		err = hostile("a thread is described %d times", found)
 	}
 	return err
+}
+
+// task checks a field of a process.
+func (e Expect) task(num protowire.Number, v uint64, _ []byte) error {
+	const oomScore = 14
+	if score := int32(uint32(v)); num == oomScore && score < e.MinOOMScore && e.Bounding&(1<<capSysResource) == 0 { //nolint:gosec // as criu reads it
+		return hostile("a process has the OOM score %d, and the container's is %d", score, e.MinOOMScore)
+	}
+	return nil
 }
 
 func (e Expect) thread(b []byte) error {
@@ -201,15 +217,24 @@ const (
 	credUID      = 1
 	credFSUID    = 7
 	credCapInh   = 9
+	credFSGID    = 8
 	credCapBound = 12
+	credGroups   = 14
 	credProfile  = 15
 	credNNP      = 18
 	credCapAmb   = 19
 )
 
+// Numbers of capabilities (capabilities(7)).
+const (
+	capSetgid      = 6
+	capSetuid      = 7
+	capSysResource = 24
+)
+
 func (e Expect) creds(b []byte) error {
 	var caps [5]capSet
-	var uids []uint64
+	var uids, gids []uint64
 	nnp, profile := uint64(0), ""
 	err := fields(b, func(num protowire.Number, v uint64, val []byte) error {
 		switch {
@@ -219,6 +244,13 @@ func (e Expect) creds(b []byte) error {
 			return caps[4].add(v, val)
 		case num >= credUID && num <= credFSUID && num%2 == 1:
 			uids = append(uids, v) // uid, euid, suid, fsuid
+		case num > credUID && num <= credFSGID:
+			gids = append(gids, v)
+		case num == credGroups:
+			return numbers(v, val, func(g uint64) error {
+				gids = append(gids, g)
+				return nil
+			})
 		case num == credProfile:
 			profile = string(val)
 		case num == credNNP:
@@ -237,13 +269,45 @@ func (e Expect) creds(b []byte) error {
 	if e.NoNewPrivileges && nnp != 1 {
 		return hostile("a thread may gain privileges, and the container may not")
 	}
-	const capSetuid = 7
-	if e.NoNewPrivileges && e.UID != 0 && caps[1].bits&(1<<capSetuid) == 0 &&
-		slices.ContainsFunc(uids, func(u uint64) bool { return u != uint64(e.UID) }) {
+	if !e.mayBecome(capSetuid, caps[1].bits) && slices.ContainsFunc(uids, func(u uint64) bool { return u != uint64(e.UID) }) {
 		return hostile("a thread runs as another user than %d, which it cannot have become", e.UID)
+	}
+	if !e.mayBecome(capSetgid, caps[1].bits) && slices.ContainsFunc(gids, func(g uint64) bool {
+		return g > math.MaxUint32 || !slices.Contains(e.GIDs, uint32(g))
+	}) {
+		return hostile("a thread is in another group than %v, which it cannot have joined", e.GIDs)
 	}
 	if profile != e.Profile && (e.Profile != "" || profile != "unconfined") {
 		return hostile("a thread is confined by %.80q and not by %q", profile, e.Profile)
+	}
+	return nil
+}
+
+// mayBecome reports whether a thread can have changed its user or group, for
+// which capability is needed. Root may have given it up since, others get it
+// from nowhere.
+func (e Expect) mayBecome(capability int, permitted uint64) bool {
+	had := permitted
+	if e.UID == 0 {
+		had = e.Bounding
+	}
+	return !e.NoNewPrivileges || had&(1<<capability) != 0
+}
+
+// numbers calls fn with each number of a repeated field, packed or not.
+func numbers(v uint64, packed []byte, fn func(uint64) error) error {
+	if packed == nil {
+		return fn(v)
+	}
+	for len(packed) > 0 {
+		v, n := protowire.ConsumeVarint(packed)
+		if n < 0 {
+			return hostile("malformed")
+		}
+		packed = packed[n:]
+		if err := fn(v); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -254,22 +318,7 @@ type capSet struct {
 	words int
 }
 
-func (c *capSet) add(v uint64, packed []byte) error {
-	if packed == nil {
-		return c.word(v)
-	}
-	for len(packed) > 0 {
-		v, n := protowire.ConsumeVarint(packed)
-		if n < 0 {
-			return hostile("malformed")
-		}
-		packed = packed[n:]
-		if err := c.word(v); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (c *capSet) add(v uint64, packed []byte) error { return numbers(v, packed, c.word) }
 
 func (c *capSet) word(v uint64) error {
 	const words = 2
@@ -296,6 +345,7 @@ type mounts struct {
 const (
 	mntType     = 1
 	mntFlags    = 5
+	mntRoot     = 6
 	mntPoint    = 7
 	mntExternal = 13
 	mntKey      = 18
@@ -303,19 +353,22 @@ const (
 
 func (m *mounts) entry(b []byte) error {
 	var typ, flags uint64
-	var point string
-	external := false
+	var point, key string
+	external, root := false, "/"
 	err := fields(b, func(num protowire.Number, v uint64, val []byte) error {
 		switch int32(num) {
 		case mntType:
 			typ = v
 		case mntFlags:
 			flags = v
+		case mntRoot:
+			root = path.Clean("/" + string(val))
 		case mntPoint:
 			point = path.Clean("/" + strings.TrimPrefix(string(val), "."))
 		case mntExternal:
 			external = external || v != 0
 		case mntKey:
+			key = path.Clean("/" + string(val))
 			external = external || len(val) > 0
 		}
 		return nil
@@ -330,8 +383,31 @@ func (m *mounts) entry(b []byte) error {
 	kind := fsNames[typ]
 	if external {
 		kind = "bind"
+		// The key says which of the binds that are handed to criu is mounted
+		// here: another one's would come without that one's read-only flag.
+		if point != "/" && key != point && key != "/dev/null" {
+			return hostile("at %.100q is mounted what belongs to %.100q", point, key)
+		}
+	}
+	if err := m.e.within(point, kind, root); err != nil {
+		return err
 	}
 	return m.e.mount(point, kind, flags&1 != 0)
+}
+
+// within checks which part of a kernel's file system is mounted: one of another
+// place would show what is masked there.
+func (e Expect) within(point, kind, root string) error {
+	if kind != "proc" && kind != "sysfs" {
+		return nil
+	}
+	whole := slices.ContainsFunc(e.Mounts, func(w Mount) bool {
+		return w.Point == point && len(w.Types) == 1 && w.Types[0] == kind
+	})
+	if whole && root == "/" || !whole && strings.HasSuffix(point, root) {
+		return nil
+	}
+	return hostile("at %.100q is mounted %.100q of a %s", point, root, kind)
 }
 
 func (e Expect) mount(point, kind string, readOnly bool) error {

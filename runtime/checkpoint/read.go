@@ -23,8 +23,9 @@ var (
 
 // imageName reports whether a file of criu belongs into an archive. Its
 // control groups do not: the restored container gets those that are asked for.
+// Nor do AppArmor's policies, which criu would load into the host's kernel.
 func imageName(name string) bool {
-	return name == Descriptors || imagePattern.MatchString(name) && name != "cgroup.img"
+	return name == Descriptors || imagePattern.MatchString(name) && name != "cgroup.img" && name != "apparmor.img"
 }
 
 // Content is what was read of an archive. Spec and Config are claims.

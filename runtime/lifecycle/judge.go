@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -129,9 +130,13 @@ func devices(s *specs.Spec) []string {
 func expectation(s *specs.Spec) checkpoint.Expect {
 	e := checkpoint.Expect{
 		NoNewPrivileges: s.Process.NoNewPrivileges, UID: s.Process.User.UID, Seccomp: s.Linux.Seccomp != nil,
-		Profile: s.Process.ApparmorProfile,
+		GIDs:    append([]uint32{s.Process.User.GID}, s.Process.User.AdditionalGids...),
+		Profile: s.Process.ApparmorProfile, MinOOMScore: math.MinInt32,
 		// The root is where the daemon says, whatever an image calls it.
 		Mounts: []checkpoint.Mount{{Point: "/", Types: []string{"", "overlay", "tmpfs", "bind"}}},
+	}
+	if o := s.Process.OOMScoreAdj; o != nil {
+		e.MinOOMScore = int32(*o) //nolint:gosec // between -1000 and 1000
 	}
 	if e.Profile == "" {
 		e.Profile = s.Process.SelinuxLabel

@@ -44,15 +44,15 @@ func Bytes(b []byte, n protowire.Number, v []byte) []byte {
 
 // Thread is what matters of a thread.
 type Thread struct {
-	UID, Caps, NoNewPrivs, Seccomp uint64
-	Profile                        string
+	UID, GID, Caps, NoNewPrivs, Seccomp uint64
+	Profile                             string
 }
 
 // Message encodes it.
 func (c Thread) Message() []byte {
 	var cr []byte
-	for n := protowire.Number(1); n <= 8; n++ {
-		cr = Number(cr, n, c.UID)
+	for n := protowire.Number(1); n <= 8; n += 2 {
+		cr = Number(Number(cr, n, c.UID), n+1, c.GID)
 	}
 	for n := protowire.Number(9); n <= 12; n++ {
 		cr = Number(Number(cr, n, c.Caps&0xffffffff), n, c.Caps>>32)
@@ -79,7 +79,7 @@ var types = map[string]uint64{"proc": 1, "sysfs": 2, "tmpfs": 5, "devpts": 6, "c
 // OfSpec writes images of a container with that spec, its one process without
 // capabilities, into dir.
 func OfSpec(dir string, s *specs.Spec) error {
-	t := Thread{UID: uint64(s.Process.User.UID), Profile: s.Process.ApparmorProfile}
+	t := Thread{UID: uint64(s.Process.User.UID), GID: uint64(s.Process.User.GID), Profile: s.Process.ApparmorProfile}
 	if s.Process.NoNewPrivileges {
 		t.NoNewPrivs = 1
 	}
