@@ -23,6 +23,8 @@ type attributes struct {
 	mode     uint32 // permission and set-id bits
 	times    [2]unix.Timespec
 	xattrs   map[string]string
+	// xattrBytes is what xattrs hold.
+	xattrBytes int
 }
 
 func attributesOf(hdr *tar.Header) (attributes, error) {
@@ -38,13 +40,12 @@ func attributesOf(hdr *tar.Header) (attributes, error) {
 		uid: uint32(hdr.Uid), gid: uint32(hdr.Gid), mode: uint32(hdr.Mode) & 0o7777, //nolint:gosec // bounded above; the rest of the mode is the type
 		times: [2]unix.Timespec{timespec(access), timespec(hdr.ModTime)},
 	}
-	size := 0
 	for key, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
 		if !ok || !keepXattr(name) {
 			continue
 		}
-		if size += len(name) + len(value); size > maxXattrs {
+		if a.xattrBytes += len(name) + len(value); a.xattrBytes > maxXattrs {
 			return attributes{}, fmt.Errorf("extended attributes of more than %d bytes: %w", maxXattrs, ErrTooLarge)
 		}
 		if a.xattrs == nil {

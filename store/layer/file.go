@@ -39,7 +39,7 @@ func (u *unpacker) makeFile(hdr *tar.Header, body io.Reader, p place, attr attri
 	}
 	defer func() { _ = unix.Close(fd) }()
 	w := &fileWriter{fd: fd}
-	if err := u.split.file(hdr.Name, hdr.Size, body, w, u.buf); err != nil {
+	if err := u.split.file(hdr.Name, hdr.Size, body, patient{u.ctx, w}, u.buf); err != nil {
 		return u.sourceError(err)
 	}
 	if err := w.end(); err != nil {

@@ -5,8 +5,8 @@
 //
 // A layer is hostile input. Every name is resolved below the target directory
 // by the kernel (openat2 with RESOLVE_IN_ROOT), as a chroot would; names with
-// ".." are refused; memory is bounded by the number of entries, which is
-// bounded too. No other process changes the target during an unpack.
+// ".." are refused; what is kept in memory of entries is bounded in bytes, and
+// the time by the bytes that come and those that they stand for. No other process changes the target during an unpack.
 //
 // What is written is what `tar --extract --numeric-owner --xattrs` as root
 // writes: hard links, symbolic links, devices, FIFOs, sparse files, extended
@@ -40,14 +40,19 @@ type Options struct {
 	Split io.Writer
 	// MaxEntries bounds the number of entries; default 1,000,000.
 	MaxEntries int
-	// MaxBytes bounds the stream; default 1 TiB less one byte.
+	// MaxBytes bounds the stream, and the files that it stands for, which can
+	// be more where they are sparse; default 1 TiB less one byte.
 	MaxBytes int64
+	// MaxKept bounds what is kept until the end: names, and the attributes of
+	// directories; default 256 MiB.
+	MaxKept int64
 }
 
 // Defaults of Options.
 const (
 	DefaultMaxEntries = 1_000_000
 	DefaultMaxBytes   = 1<<40 - 1
+	DefaultMaxKept    = 256 << 20
 )
 
 // Result describes an unpacked layer.

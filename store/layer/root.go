@@ -128,9 +128,9 @@ func (r *root) parent(name string) (int, error) {
 
 // replace removes what is at p and runs f again.
 func (r *root) replace(p place, f func() error) error {
+	r.stale = true // it may be a link that names were resolved through
 	err := unix.Unlinkat(p.dir, p.base, 0)
 	if errors.Is(err, unix.EISDIR) {
-		r.stale = true
 		err = removeTree(p.dir, p.base)
 	}
 	if err != nil {

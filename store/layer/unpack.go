@@ -33,6 +33,9 @@ func Unpack(ctx context.Context, r io.Reader, dir string, o Options) (Result, er
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = DefaultMaxBytes
 	}
+	if o.MaxKept <= 0 {
+		o.MaxKept = DefaultMaxKept
+	}
 	root, err := openRoot(dir)
 	if err != nil {
 		return Result{}, err
@@ -68,6 +71,8 @@ type unpacker struct {
 	split   *splitter
 	buf     []byte
 	entries int
+	kept    int64 // bytes of names and attributes that wait for the end
+	sizes   int64 // of all files
 	// made tells what is at a name, for those that whiteouts have to do with.
 	made       map[string]kind
 	dirs       []dirEntry // their attributes are set at the end
@@ -142,6 +147,9 @@ func (u *unpacker) trailer() error {
 // entry makes what one header says, and the record of it.
 func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		if err := u.account(hdr, attributes{}); err != nil {
+			return err
+		}
 		return u.split.file(hdr.Name, 0, nil, nil, nil)
 	}
 	name, err := cleanName(hdr.Name)
@@ -153,6 +161,9 @@ func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 		return err
 	}
 	u.uids[attr.uid], u.gids[attr.gid] = true, true
+	if err := u.account(hdr, attr); err != nil {
+		return err
+	}
 	if name == "" {
 		return u.rootEntry(hdr, attr)
 	}
@@ -165,13 +176,50 @@ func (u *unpacker) entry(hdr *tar.Header, body io.Reader) error {
 		if !regular(hdr.Typeflag) {
 			return u.split.file(hdr.Name, 0, nil, nil, nil)
 		}
-		return u.split.file(hdr.Name, hdr.Size, body, io.Discard, u.buf)
+		return u.split.file(hdr.Name, hdr.Size, body, patient{u.ctx, io.Discard}, u.buf)
 	}
 	dir, err := u.root.parent(parent)
 	if err != nil {
 		return err
 	}
 	return u.make(hdr, body, place{dir: dir, base: base, name: name}, attr)
+}
+
+// keptOverhead is about what an entry costs in memory besides its name.
+const keptOverhead = 100
+
+// account refuses what would take too much memory, or too long: a sparse file
+// of any size takes no bytes in the stream.
+func (u *unpacker) account(hdr *tar.Header, attr attributes) error {
+	u.kept += int64(len(hdr.Name)) + keptOverhead
+	if hdr.Typeflag == tar.TypeDir {
+		u.kept += int64(attr.xattrBytes)
+	}
+	if u.kept > u.o.MaxKept {
+		return fmt.Errorf("names and attributes of more than %d bytes: %w", u.o.MaxKept, ErrTooLarge)
+	}
+	if regular(hdr.Typeflag) {
+		if hdr.Size > u.o.MaxBytes-u.sizes {
+			return fmt.Errorf("files of more than %d bytes: %w", u.o.MaxBytes, ErrTooLarge)
+		}
+		u.sizes += max(hdr.Size, 0)
+	}
+	return nil
+}
+
+// patient is a writer that stops when its context ends: a hole can be copied
+// for long without anything being read.
+type patient struct {
+	ctx context.Context //nolint:containedctx // of the one copy that it is for
+	w   io.Writer
+}
+
+// Write implements io.Writer.
+func (p patient) Write(b []byte) (int, error) {
+	if p.ctx.Err() != nil {
+		return 0, context.Cause(p.ctx)
+	}
+	return p.w.Write(b)
 }
 
 func (u *unpacker) rootEntry(hdr *tar.Header, attr attributes) error {

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -408,6 +409,79 @@ func TestLimits(t *testing.T) {
 type zeroReader struct{}
 
 func (zeroReader) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// hole is a layer of one sparse file of any size, in GNU's oldest form: a header
+// and a handful of bytes.
+func hole(t *testing.T, name string, size int64) []byte {
+	t.Helper()
+	b := archive(t, member{name: name, typ: reg})[:512]
+	copy(b[124:136], "00000000000\x00") // bytes in the stream
+	b[156] = 'S'
+	copy(b[257:265], "ustar  \x00")
+	clear(b[345:512]) // no prefix: GNU's times, map and real size
+	copy(b[386:410], fmt.Sprintf("%011o\x00%011o\x00", size, 0))
+	copy(b[483:495], fmt.Sprintf("%011o\x00", size))
+	sum := 0
+	copy(b[148:156], "        ")
+	for _, c := range b[:512] {
+		sum += int(c)
+	}
+	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return append(b, make([]byte, 1024)...)
+}
+
+// TestSparse: holes take no bytes in the stream, and time all the same.
+func TestSparse(t *testing.T) {
+	needRoot(t)
+	dir, _ := unpack(t, hole(t, "small", 1<<20), Options{})
+	if st, err := os.Stat(filepath.Join(dir, "small")); err != nil || st.Size() != 1<<20 {
+		t.Fatalf("a sparse file: %v %v", st, err)
+	}
+	for _, name := range []string{"large", ".wh.large"} {
+		_, err := Unpack(t.Context(), bytes.NewReader(hole(t, name, 1<<20)), t.TempDir(), Options{MaxBytes: 1<<20 - 1})
+		if !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: a mebibyte of nothing with a limit of less: %v", name, err)
+		}
+	}
+	both := append(hole(t, "a", 1<<19)[:512], hole(t, "b", 1<<19)...)
+	if _, err := Unpack(t.Context(), bytes.NewReader(both), t.TempDir(), Options{MaxBytes: 1<<20 - 1}); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("two halves: %v", err)
+	}
+	if _, err := (patient{ended(t), io.Discard}).Write([]byte("x")); !errors.Is(err, context.Canceled) {
+		t.Errorf("a copy goes on after its end: %v", err)
+	}
+}
+
+func ended(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
+}
+
+// TestMemory: what waits for the end of the stream does not fill the memory.
+func TestMemory(t *testing.T) {
+	needRoot(t)
+	x := map[string]string{"user.a": strings.Repeat("x", 60000)}
+	for name, m := range map[string][]member{
+		"attributes": {{name: "a", typ: sub, xattr: x}, {name: "b", typ: sub, xattr: x}},
+		"names":      {{name: strings.Repeat("a/", 1000) + "a", typ: reg}, {name: strings.Repeat("a/", 1000) + "b", typ: reg}},
+	} {
+		if _, err := Unpack(t.Context(), bytes.NewReader(archive(t, m...)), t.TempDir(), Options{MaxKept: 4000}); !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestReplacedLink: an entry goes where its name leads now, not where it led
+// before a link on the way was replaced.
+func TestReplacedLink(t *testing.T) {
+	needRoot(t)
+	dir, _ := unpack(t, archive(t, member{name: "old", typ: sub}, member{name: "l", link: "old", typ: sym},
+		member{name: "l/x", typ: reg}, member{name: "./l", typ: sub}, member{name: "l/y", typ: reg}), Options{})
+	if _, err := os.Stat(filepath.Join(dir, "l", "y")); err != nil {
+		t.Error(err)
+	}
+}
 
 // FuzzUnpack: whatever the stream, nothing happens outside of the target.
 func FuzzUnpack(f *testing.F) {
