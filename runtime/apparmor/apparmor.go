@@ -35,6 +35,9 @@ import (
 // DefaultName is the profile that ocid makes and loads.
 const DefaultName = "ocid-default"
 
+// unconfined is the kernel's name for running under no profile.
+const unconfined = "unconfined"
+
 const (
 	parserTime  = 10 * time.Second
 	maxStderr   = 4 << 10
@@ -89,6 +92,10 @@ func (a *AppArmor) Profile(ctx context.Context, kind runtime.ProfileKind, name s
 	case "", runtime.SeccompDefault:
 		return a.o.Default, a.ensureDefault(ctx)
 	case runtime.SeccompLocalhost:
+		if name == unconfined {
+			// Who may name profiles of the machine only must not leave them out.
+			return "", fmt.Errorf("%w: %q is no AppArmor profile of this machine", runtime.ErrInvalid, name)
+		}
 		ok, err := a.isLoaded(name)
 		if err == nil && !ok {
 			err = fmt.Errorf("%w: AppArmor profile %q is not loaded on this machine", runtime.ErrInvalid, name)
@@ -127,8 +134,8 @@ func (a *AppArmor) ensureDefault(ctx context.Context) error {
 
 // isLoaded looks into the kernel's list: lines of "name (mode)".
 func (a *AppArmor) isLoaded(name string) (bool, error) {
-	if name == "unconfined" {
-		return true, nil
+	if name == unconfined {
+		return true, nil // as the operator's choice of a default
 	}
 	f, err := os.Open(filepath.Join(a.o.SecurityFS, "apparmor", "profiles"))
 	if err != nil {

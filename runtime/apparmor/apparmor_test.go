@@ -111,6 +111,7 @@ func TestKinds(t *testing.T) {
 		{runtime.SeccompLocalhost, "a b (c)", "a b (c)", nil},
 		{runtime.SeccompLocalhost, "we", "", runtime.ErrInvalid},
 		{runtime.SeccompLocalhost, "missing", "", runtime.ErrInvalid},
+		{runtime.SeccompLocalhost, "unconfined", "", runtime.ErrInvalid},
 		{"nonsense", "", "", runtime.ErrInvalid},
 	} {
 		got, err := a.Profile(t.Context(), c.kind, c.name)
