@@ -36,6 +36,9 @@ const (
 	xattr      = "security.selinux"
 	// maxCategories is the number that container policies define.
 	maxCategories = 1024
+	// maxDepth bounds directories in each other: each is open while what is
+	// below it is labelled.
+	maxDepth = 1000
 	// relabelTime bounds one volume. The kubelet waits two minutes for a container.
 	relabelTime = 90 * time.Second
 )
@@ -148,7 +151,7 @@ var system = []string{
 // labels is left as it is.
 func (s *SELinux) Relabel(ctx context.Context, path, label string) error {
 	if slices.Contains(system, filepath.Clean(path)) {
-		return fmt.Errorf("%w: %q as a whole is not relabelled: it is the machine's", runtime.ErrInvalid, path)
+		return systemError(path)
 	}
 	ctx, cancel := context.WithTimeout(ctx, relabelTime)
 	defer cancel()
@@ -168,6 +171,10 @@ func (s *SELinux) Relabel(ctx context.Context, path, label string) error {
 	return fmt.Errorf("%w: relabelling %q did not end within %s: give the volume fewer files, or a label of its own", runtime.ErrTimeout, path, relabelTime)
 }
 
+func systemError(path string) error {
+	return fmt.Errorf("%w: %q as a whole is not relabelled: it is the machine's", runtime.ErrInvalid, path)
+}
+
 func relabel(ctx context.Context, path, label string) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -175,11 +182,15 @@ func relabel(ctx context.Context, path, label string) error {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	defer func() { _ = f.Close() }()
+	// The path may be a link to such a directory.
+	if real, err := os.Readlink(procPath(f)); err != nil || slices.Contains(system, real) {
+		return errors.Join(systemError(path), err)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	err = set(ctx, f, label, st.Dev)
+	err = set(ctx, f, label, st.Dev, 0)
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
 	}
@@ -189,7 +200,10 @@ func relabel(ctx context.Context, path, label string) error {
 // set labels what f refers to, and if it is a directory all below it. Every
 // name is opened relative to its directory and without following links, so that
 // a container that has the volume already cannot redirect the walk.
-func set(ctx context.Context, f *os.File, label string, dev uint64) error {
+func set(ctx context.Context, f *os.File, label string, dev uint64, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("%w: it has directories more than %d deep", runtime.ErrInvalid, maxDepth)
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -214,7 +228,7 @@ func set(ctx context.Context, f *os.File, label string, dev uint64) error {
 	for {
 		names, err := dir.Readdirnames(512)
 		for _, n := range names {
-			if err := setChild(ctx, f, n, label, dev); err != nil {
+			if err := setChild(ctx, f, n, label, dev, depth+1); err != nil {
 				return err
 			}
 		}
@@ -224,7 +238,7 @@ func set(ctx context.Context, f *os.File, label string, dev uint64) error {
 	}
 }
 
-func setChild(ctx context.Context, dir *os.File, name, label string, dev uint64) error {
+func setChild(ctx context.Context, dir *os.File, name, label string, dev uint64, depth int) error {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -234,7 +248,7 @@ func setChild(ctx context.Context, dir *os.File, name, label string, dev uint64)
 	}
 	f := os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name))
 	defer func() { _ = f.Close() }()
-	return set(ctx, f, label, dev)
+	return set(ctx, f, label, dev, depth)
 }
 
 // procPath names an O_PATH descriptor for calls that take none.

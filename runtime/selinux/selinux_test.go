@@ -110,6 +110,16 @@ func TestRelabel(t *testing.T) {
 			t.Errorf("%s has label %q, want %q", p, got, want)
 		}
 	}
+	toRoot := filepath.Join(dir, "to-root")
+	if err := os.Symlink("/", toRoot); err != nil {
+		t.Fatal(err)
+	}
+	// Out of time at once: if the check fails, this machine is not relabelled.
+	gone, stop := context.WithCancel(t.Context())
+	stop()
+	if err := relabel(gone, toRoot, label); !errors.Is(err, runtime.ErrInvalid) {
+		t.Errorf("a link to a directory of the machine's: %v", err)
+	}
 	for _, p := range []string{"/", "/etc", "/usr/", "/var/lib"} {
 		if err := s.Relabel(t.Context(), p, label); !errors.Is(err, runtime.ErrInvalid) {
 			t.Errorf("%s: %v", p, err)
@@ -119,5 +129,32 @@ func TestRelabel(t *testing.T) {
 	cancel()
 	if err := s.Relabel(ctx, volume, label); !errors.Is(err, runtime.ErrTimeout) {
 		t.Errorf("out of time: %v", err)
+	}
+}
+
+// A container can nest directories as deep as it likes; each level costs files.
+func TestRelabelTooDeep(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to write security attributes")
+	}
+	dir := t.TempDir()
+	fd, err := unix.Open(dir, unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range maxDepth + 1 {
+		if err := unix.Mkdirat(fd, "d", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(fd, "d", unix.O_PATH, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Close(fd)
+		fd = next
+	}
+	_ = unix.Close(fd)
+	if err := newSELinux().Relabel(t.Context(), dir, label); !errors.Is(err, runtime.ErrInvalid) {
+		t.Errorf("a volume that is too deep: %v", err)
 	}
 }
