@@ -140,7 +140,18 @@ func words(f *os.File) string {
 			break
 		}
 	}
-	return string(bytes.TrimSpace(b[:n]))
+	return concise(b[:n])
+}
+
+// concise leaves out the stacks that a Go program prints when it cannot go on,
+// as it does when its container may have no more processes.
+func concise(b []byte) string {
+	for _, mark := range [...]string{"\nruntime stack:", "\ngoroutine "} {
+		if i := bytes.Index(b, []byte(mark)); i >= 0 {
+			b = b[:i]
+		}
+	}
+	return string(bytes.TrimSpace(b))
 }
 
 // create makes a container, or joins the making of it.
