@@ -112,7 +112,13 @@ func (r *root) parent(name string) (int, error) {
 		if err != nil {
 			return -1, fmt.Errorf("parent directory: %w: %w", ErrMalformed, err)
 		}
-		if err := unix.Mkdirat(up, part, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		switch err := unix.Mkdirat(up, part, 0o755); {
+		case err == nil:
+			// Whatever this process's umask is.
+			if err := unix.Fchmodat(up, part, 0o755, 0); err != nil {
+				return -1, fmt.Errorf("parent directory: %w", err)
+			}
+		case !errors.Is(err, unix.EEXIST):
 			return -1, fmt.Errorf("parent directory: %w", err)
 		}
 		if at != "" {

@@ -504,3 +504,17 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// TestUmask: directories that no entry makes are open to all, whatever the
+// process's umask.
+func TestUmask(t *testing.T) {
+	needRoot(t)
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	dir, _ := unpack(t, archive(t, member{name: "a/b/f", typ: reg}), Options{})
+	for _, d := range []string{"a", "a/b"} {
+		if st, err := os.Stat(filepath.Join(dir, d)); err != nil || st.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %v %v", d, st.Mode(), err)
+		}
+	}
+}

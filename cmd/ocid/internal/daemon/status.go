@@ -7,6 +7,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ocid-io/ocid/pull"
+	"github.com/ocid-io/ocid/store"
+	"github.com/ocid-io/ocid/store/layer"
 )
 
 // pullStatus gives the errors of a pull their gRPC codes; pull itself knows
@@ -24,6 +26,10 @@ func pullStatus(err error) error {
 		{pull.ErrStalled, codes.Unavailable, "RegistryUnavailable: "},
 		{pull.ErrCorrupt, codes.DataLoss, ""},
 		{pull.ErrNoSpace, codes.ResourceExhausted, ""},
+		{layer.ErrUnsafe, codes.InvalidArgument, ""},
+		{layer.ErrMalformed, codes.InvalidArgument, ""},
+		{layer.ErrTooLarge, codes.ResourceExhausted, ""},
+		{store.ErrInvalid, codes.InvalidArgument, ""},
 	} {
 		if errors.Is(err, row.is) {
 			return status.Error(row.code, row.prefix+err.Error())
