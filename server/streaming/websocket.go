@@ -67,10 +67,32 @@ func (s *Server) webSocket(w http.ResponseWriter, r *http.Request, req *request,
 	writeStatus(ch[remotecommand.StreamErr], req.kind, run(st), strings.HasPrefix(chosen, "v4.") || strings.HasPrefix(chosen, "v5."))
 }
 
+// maxSize bounds what a client may send for one size of its terminal: a decoder
+// keeps a value until it is whole.
+const maxSize = 4 << 10
+
+// bounded is a reader that fails when more than left bytes were read.
+type bounded struct {
+	r    io.Reader
+	left int
+}
+
+// Read implements io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errors.New("too long")
+	}
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
+}
+
 func decodeSizes(ctx context.Context, r io.Reader, to chan<- remotecommand.TerminalSize) {
 	defer close(to)
-	d := json.NewDecoder(r)
+	in := &bounded{r: r}
+	d := json.NewDecoder(in)
 	for {
+		in.left = maxSize
 		var z remotecommand.TerminalSize
 		if d.Decode(&z) != nil {
 			// What follows is not understood and must not hold up the rest.
