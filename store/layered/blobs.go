@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/storage"
@@ -156,10 +157,18 @@ type flight struct {
 	st   *staged // set before done is closed; nil if it failed
 }
 
+// sharePatience is how long a pull waits for a layer that another one brings.
+// That one's registry may be slow, or send a byte now and then to keep a layer
+// of others from ever arriving. It is less than a pull may stall.
+const sharePatience = 20 * time.Second
+
 // lead makes the caller the one that brings a blob, or waits for whoever is
 // bringing it. It returns a staged layer to share, held for the caller, or nil
-// and a flight that the caller must land.
-func (s *Store) lead(ctx context.Context, blob digest.Digest) (*staged, *flight, error) {
+// and a flight that the caller must land. After patience it returns neither:
+// the caller brings the blob for itself.
+func (s *Store) lead(ctx context.Context, blob digest.Digest, patience time.Duration) (*staged, *flight, error) {
+	tired := time.NewTimer(patience)
+	defer tired.Stop()
 	for {
 		s.flightsMu.Lock()
 		f := s.flights[blob]
@@ -172,6 +181,8 @@ func (s *Store) lead(ctx context.Context, blob digest.Digest) (*staged, *flight,
 		s.flightsMu.Unlock()
 		select {
 		case <-f.done:
+		case <-tired.C:
+			return nil, nil, nil
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
 		}

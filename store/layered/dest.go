@@ -120,7 +120,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		d.add(info.Digest, b)
 		return true, reused(info, b), nil
 	}
-	st, f, err := d.s.lead(ctx, info.Digest)
+	st, f, err := d.s.lead(ctx, info.Digest, sharePatience)
 	if err != nil {
 		return false, types.BlobInfo{}, err
 	}
@@ -129,9 +129,11 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		d.add(info.Digest, b)
 		return true, reused(info, b), nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.leads[info.Digest] = f
+	if f != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.leads[info.Digest] = f
+	}
 	return false, types.BlobInfo{}, nil
 }
 
