@@ -27,6 +27,9 @@ func (a *Adapter) adjust(s *specs.Spec, c *runtime.Container, want *api.Containe
 		return nil
 	}
 	l := want.GetLinux()
+	if s.Linux.Resources == nil {
+		s.Linux.Resources = &specs.LinuxResources{} // a hook can have taken it away
+	}
 	if args := want.GetArgs(); len(args) > 0 {
 		s.Process.Args = args
 	}

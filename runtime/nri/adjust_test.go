@@ -120,6 +120,19 @@ func TestAdjustRefuses(t *testing.T) {
 	}
 }
 
+// TestNoResources: a precreate hook prints what spec it likes.
+func TestNoResources(t *testing.T) {
+	s, c := base()
+	s.Linux.Resources = nil
+	err := (&Adapter{}).adjust(s, c, &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{
+		Devices:   []*api.LinuxDevice{{Path: "/dev/x", Type: "c"}},
+		Resources: &api.LinuxResources{Pids: &api.LinuxPids{Limit: 3}},
+	}})
+	if err != nil || s.Linux.Resources == nil || len(s.Linux.Resources.Devices) != 1 {
+		t.Errorf("%+v, %v", s.Linux.Resources, err)
+	}
+}
+
 func TestResourcesRoundTrip(t *testing.T) {
 	in := runtime.Resources{
 		Memory: new(int64(1)), MemorySwap: new(int64(2)), CPUShares: new(uint64(3)), CPUQuota: new(int64(4)), CPUPeriod: new(uint64(5)),
