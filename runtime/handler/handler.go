@@ -104,13 +104,25 @@ func (pol *Policy) annotations(p runtime.Pod, c *runtime.Container, s *specs.Spe
 // ownPrefix keeps what ocid itself says of a container from being forged.
 const ownPrefix = "io.ocid."
 
+// hostPrefixes begin annotations by which OCI runtimes do things to the host:
+// properties of systemd's units, which can name commands, and criu's
+// configuration, which can as well. A pattern lets them through only if it
+// begins so itself.
+var hostPrefixes = []string{"org.systemd.property.", "org.criu."}
+
 func (pol *Policy) allows(key string) bool {
 	if strings.HasPrefix(key, ownPrefix) {
 		return false
 	}
+	need := ""
+	for _, p := range hostPrefixes {
+		if strings.HasPrefix(key, p) {
+			need = p
+		}
+	}
 	return slices.ContainsFunc(pol.AllowedAnnotations, func(pattern string) bool {
 		ok, err := path.Match(pattern, key)
-		return err == nil && ok
+		return err == nil && ok && strings.HasPrefix(pattern, need)
 	})
 }
 

@@ -153,3 +153,25 @@ func TestFeatures(t *testing.T) {
 		}
 	}
 }
+
+// TestHostAnnotations: a pattern for everything is not one for what OCI
+// runtimes do to the host.
+func TestHostAnnotations(t *testing.T) {
+	for _, c := range []struct {
+		pattern, key string
+		want         bool
+	}{
+		{"*", "run.oci.keep", true},
+		{"*", "org.systemd.property.ExecStopPost", false},
+		{"org.*", "org.systemd.property.ExecStopPost", false},
+		{"[o]rg.systemd.property.*", "org.systemd.property.ExecStopPost", false},
+		{"org.systemd.property.TimeoutStopUSec", "org.systemd.property.TimeoutStopUSec", true},
+		{"org.systemd.property.TimeoutStopUSec", "org.systemd.property.ExecStopPost", false},
+		{"*", "org.criu.config", false},
+		{"io.ocid.*", "io.ocid.pod-id", false},
+	} {
+		if got := (&Policy{AllowedAnnotations: []string{c.pattern}}).allows(c.key); got != c.want {
+			t.Errorf("%q lets %q through: %v", c.pattern, c.key, got)
+		}
+	}
+}
