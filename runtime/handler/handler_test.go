@@ -32,7 +32,7 @@ func TestAnnotations(t *testing.T) {
 	if err != nil || len(s.Annotations) != 1 {
 		t.Errorf("nothing is allowed, and %v came through (%v)", s.Annotations, err)
 	}
-	pol := Policy{AllowedAnnotations: []string{"run.oci.*", "*"}, DefaultAnnotations: map[string]string{"run.oci.keep": "default", "more": "default"}}
+	pol := Policy{AllowedAnnotations: []string{"run.oci.*", "*", "org.systemd.property.*"}, DefaultAnnotations: map[string]string{"run.oci.keep": "default", "more": "default"}}
 	s, err = adjust(t, pol, pod, ctr, 0)
 	want := map[string]string{
 		"run.oci.keep": "ctr", "org.systemd.property.X": "1", "io.katacontainers.config.x": "y", "more": "default", "io.ocid.pod-id": "p",

@@ -12,7 +12,7 @@ type Handler struct {
 	Root string   `toml:"root" doc:"The runtime's state directory. Empty: a directory under run_root."`
 	Args []string `toml:"args" doc:"Global arguments, placed before the runtime's command."`
 
-	AllowedAnnotations []string `toml:"allowed_annotations" doc:"Patterns (* is anything but /) of keys of pod and container annotations that reach the runtime. Empty: none."`
+	AllowedAnnotations []string `toml:"allowed_annotations" doc:"Patterns (* is anything but /) of keys of pod and container annotations that reach the runtime; org.systemd.property. and org.criu., which do things to the host, must be written out. Empty: none."`
 	DefaultAnnotations []string `toml:"default_annotations" doc:"KEY=VALUE annotations that every container of the handler has."`
 	DefaultEnv         []string `toml:"default_env" doc:"NAME=VALUE for variables that neither image nor pod sets."`
 	DefaultUlimits     []string `toml:"default_ulimits" doc:"NAME=SOFT:HARD for every process, as in nofile=1024:4096; -1 is unlimited."`
