@@ -157,7 +157,7 @@ func (r *Reader) ask(typ, flags uint16, body []byte, each func(typ uint16, data 
 	}
 	for range maxMessages {
 		n, _, err := unix.Recvfrom(r.fd, r.buf, 0)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

@@ -138,7 +138,7 @@ func TestAnswers(t *testing.T) {
 		if err := p.Stat(t.Context(), path); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
-		if want == syscall.EINVAL {
+		if errors.Is(want, syscall.EINVAL) {
 			continue
 		}
 		// The helper gives the same answers.

@@ -52,10 +52,15 @@ type ContainerRecords interface {
 
 // RecordViews answers from memory without copies.
 type RecordViews interface {
+	ContainerViewing
 	// Views are the ledger's own records, which nobody may change; states
 	// answer without a copy, "" for what there is not.
 	PodViews() []*runtime.Pod
 	PodState(id runtime.PodID) runtime.PodState
+}
+
+// ContainerViewing is RecordViews' half for containers.
+type ContainerViewing interface {
 	ContainerView(id runtime.ContainerID) (*runtime.Container, error) // ErrNotFound
 	ContainerViews() []*runtime.Container
 	ContainerViewsOf(id runtime.PodID) []*runtime.Container

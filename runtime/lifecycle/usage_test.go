@@ -214,13 +214,13 @@ func TestUpperIsMeasuredOnce(t *testing.T) {
 		}
 	}
 	w.want(&u, dir, 5)
-	_, first := await()
+	_, _ = await()
 	if err := unix.Mkdir(filepath.Join(dir, "d"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	u.mu.Lock()
 	u.at = u.at.Add(-time.Hour)
-	first = u.at.UnixNano()
+	first := u.at.UnixNano()
 	u.mu.Unlock()
 	w.want(&u, dir, 5)
 	if n, at := await(); n != 1 || at != first {

@@ -183,7 +183,7 @@ func relabel(ctx context.Context, path, label string) error {
 	f := os.NewFile(uintptr(fd), path)
 	defer func() { _ = f.Close() }()
 	// The path may be a link to such a directory.
-	if real, err := os.Readlink(procPath(f)); err != nil || slices.Contains(system, real) {
+	if target, err := os.Readlink(procPath(f)); err != nil || slices.Contains(system, target) {
 		return errors.Join(systemError(path), err)
 	}
 	var st unix.Stat_t

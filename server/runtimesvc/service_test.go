@@ -121,6 +121,7 @@ func (f *fake) PodUsage(context.Context, runtime.PodID) (runtime.PodUsage, error
 		Network: []runtime.InterfaceUsage{{Name: "lo"}, {Name: "net1", RxBytes: 1}, {Name: "eth0", RxBytes: 5}},
 	}, nil
 }
+
 func (f *fake) ContainerDetail(ctx context.Context, id runtime.ContainerID) (runtime.Usage, error) {
 	u, err := f.ContainerUsage(ctx, id)
 	u.Detail = &runtime.UsageDetail{FSDevice: "/dev/sda1", IO: []runtime.DeviceUsage{{Device: "/dev/sda", Major: 8, Reads: 3}}}

@@ -47,8 +47,14 @@ func TestWireEqualsLists(t *testing.T) {
 		t.Helper()
 		total := 0
 		for _, filter := range []*cri.ContainerFilter{
-			nil, {}, {Id: "cc"}, {Id: "cc1"}, {PodSandboxId: "aa1"}, {LabelSelector: map[string]string{"app": "web"}},
-			{State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_EXITED}}, {Id: "none"},
+			nil,
+			{},
+			{Id: "cc"},
+			{Id: "cc1"},
+			{PodSandboxId: "aa1"},
+			{LabelSelector: map[string]string{"app": "web"}},
+			{State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_EXITED}},
+			{Id: "none"},
 		} {
 			req := &cri.ListContainersRequest{Filter: filter}
 			answer, err := w.ListContainers(ctx, req)
@@ -60,7 +66,9 @@ func TestWireEqualsLists(t *testing.T) {
 			total += len(got.Containers)
 		}
 		for _, filter := range []*cri.PodSandboxFilter{
-			nil, {Id: "aa1"}, {LabelSelector: map[string]string{"app": "web"}},
+			nil,
+			{Id: "aa1"},
+			{LabelSelector: map[string]string{"app": "web"}},
 			{State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_NOTREADY}},
 		} {
 			req := &cri.ListPodSandboxRequest{Filter: filter}

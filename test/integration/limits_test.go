@@ -156,7 +156,9 @@ func TestResourceFiles(t *testing.T) {
 	for _, row := range [][3]string{
 		{"memory", "memory.limit_in_bytes", fmt.Sprint(64 << 20)},
 		{"memory", "memory.memsw.limit_in_bytes", fmt.Sprint(96 << 20)},
-		{"cpu", "cpu.cfs_period_us", "50000"}, {"cpu", "cpu.cfs_quota_us", "25000"}, {"cpu", "cpu.shares", "300"},
+		{"cpu", "cpu.cfs_period_us", "50000"},
+		{"cpu", "cpu.cfs_quota_us", "25000"},
+		{"cpu", "cpu.shares", "300"},
 		{"cpuset", "cpuset.cpus", "0"},
 	} {
 		b, err := os.ReadFile(filepath.Join(cgroupDir(t, pid, row[0]), row[1]))

@@ -25,7 +25,7 @@ func statNow(path string) int {
 	errno := syscall.Errno(0)
 	for {
 		err := syscall.Stat(path, &st)
-		if e, ok := err.(syscall.Errno); ok {
+		if e, ok := err.(syscall.Errno); ok { //nolint:errorlint // the system call's own, never wrapped
 			errno = e
 		}
 		if err != syscall.EINTR {
