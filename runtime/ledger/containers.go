@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -18,15 +19,40 @@ func (l *Ledger) PutContainer(c runtime.Container) error {
 		return fmt.Errorf("put container %s: %w: %w", c.ID, runtime.ErrInvalid, err)
 	}
 	rec := cloneContainer(&c)
-	err := put(l, change[runtime.ContainerID, runtime.Container]{
-		table: l.containers, list: &l.containerList, dir: containersDir, id: c.ID, rec: &rec,
-		admit:  func(old *runtime.Container) error { return l.admitContainer(old, &rec) },
-		retire: func() { l.unindexContainer(&rec) },
-	})
-	if err != nil {
+	ch := l.changeOfContainer(c.ID)
+	ch.rec = &rec
+	if err := put(l, ch); err != nil {
 		return fmt.Errorf("put container %s: %w", c.ID, err)
 	}
 	return nil
+}
+
+// ChangeContainer is ChangePod for containers.
+func (l *Ledger) ChangeContainer(id runtime.ContainerID, f func(c *runtime.Container) error) (runtime.Container, error) {
+	var out runtime.Container
+	err := alter(l, l.changeOfContainer(id), func(old *runtime.Container) (*runtime.Container, error) {
+		c := cloneContainer(old)
+		if err := f(&c); err != nil {
+			return nil, err
+		}
+		if err := checkContainer(&c); err != nil || c.ID != id {
+			return nil, errors.Join(runtime.ErrInvalid, err)
+		}
+		c = cloneContainer(&c) // f may have left pointers of its caller's in it
+		out = cloneContainer(&c)
+		return &c, nil
+	})
+	if err != nil {
+		return runtime.Container{}, fmt.Errorf("change container %q: %w", id, err)
+	}
+	return out, nil
+}
+
+func (l *Ledger) changeOfContainer(id runtime.ContainerID) change[runtime.ContainerID, runtime.Container] {
+	return change[runtime.ContainerID, runtime.Container]{
+		table: l.containers, list: &l.containerList, dir: containersDir, id: id,
+		admit: l.admitContainer, retire: l.unindexContainer,
+	}
 }
 
 func (l *Ledger) admitContainer(old, rec *runtime.Container) error {
@@ -40,8 +66,12 @@ func (l *Ledger) admitContainer(old, rec *runtime.Container) error {
 	if rec.State != runtime.ContainerCreating {
 		return fmt.Errorf("%w: a container begins in state %s, not %s", runtime.ErrState, runtime.ContainerCreating, rec.State)
 	}
-	if pod := l.pods[rec.PodID]; pod == nil || pod.rec == nil || pod.leaving {
+	pod := l.pods[rec.PodID]
+	if pod == nil || pod.rec == nil || pod.leaving {
 		return fmt.Errorf("its pod %s: %w", rec.PodID, runtime.ErrNotFound)
+	}
+	if s := pod.rec.State; s != runtime.PodCreating && s != runtime.PodReady {
+		return fmt.Errorf("%w: its pod is %s", runtime.ErrState, s)
 	}
 	if id, taken := l.containerNames[keyOf(rec)]; taken {
 		if other := l.containers[id]; other != nil && (other.rec == nil || other.rec.State != runtime.ContainerRemoving) {

@@ -15,8 +15,10 @@
 //   - values are immutable once inside: they are copied on the way in and out;
 //   - a record only moves along runtime.MovePod and runtime.MoveContainer, its
 //     identity never changes, and it begins in state creating;
-//   - a pod with containers cannot be deleted, and a container needs its pod to
-//     be put for the first time;
+//   - a pod with containers cannot be deleted, and a container is put for the
+//     first time only while its pod is being made or ready;
+//   - a Change sees the record that its result replaces: nothing gets lost
+//     between, and what is deleted does not come back;
 //   - a record that cannot be used never stops Open.
 //
 // Records are not flushed to the device: pods do not outlive a reboot, and a
@@ -166,8 +168,8 @@ type change[ID ~string, R any] struct {
 	dir    string
 	id     ID
 	rec    *R
-	admit  func(old *R) error // under Ledger.mu: checks, and reserves names
-	retire func()             // under Ledger.mu: gives reserved names back
+	admit  func(old, rec *R) error // under Ledger.mu: checks, and reserves names
+	retire func(rec *R)            // under Ledger.mu: gives reserved names back
 }
 
 func put[ID ~string, R any](l *Ledger, c change[ID, R]) error {
@@ -177,10 +179,35 @@ func put[ID ~string, R any](l *Ledger, c change[ID, R]) error {
 	}
 	e := acquire(l, c.table, c.id, true)
 	defer e.mu.Unlock()
+	return commit(l, e, c, data)
+}
 
+// alter replaces a record by what f makes of it. Nobody else changes the
+// record, or deletes it, from before f reads it until its successor is in.
+func alter[ID ~string, R any](l *Ledger, c change[ID, R], f func(old *R) (*R, error)) error {
+	e := acquire(l, c.table, c.id, false)
+	if e == nil {
+		return runtime.ErrNotFound
+	}
+	defer e.mu.Unlock()
+	// Whoever replaces e.rec holds e.mu too, so that it can be read without Ledger.mu.
+	rec, err := f(e.rec)
+	if err != nil {
+		return err
+	}
+	data, err := encode(rec)
+	if err != nil {
+		return err
+	}
+	c.rec = rec
+	return commit(l, e, c, data)
+}
+
+// commit writes c.rec, which data encodes. e.mu is held.
+func commit[ID ~string, R any](l *Ledger, e *entry[R], c change[ID, R], data []byte) error {
 	l.mu.Lock()
 	fresh := e.rec == nil
-	err = c.admit(e.rec)
+	err := c.admit(e.rec, c.rec)
 	if err != nil && fresh {
 		delete(c.table, c.id)
 		e.gone = true
@@ -199,7 +226,7 @@ func put[ID ~string, R any](l *Ledger, c change[ID, R]) error {
 		e.rec = c.rec
 		*c.list = nil
 	case fresh:
-		c.retire()
+		c.retire(c.rec)
 		delete(c.table, c.id)
 		e.gone = true
 	}

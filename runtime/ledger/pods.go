@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -19,15 +20,42 @@ func (l *Ledger) PutPod(p runtime.Pod) error {
 		return fmt.Errorf("put pod %s: %w: %w", p.ID, runtime.ErrInvalid, err)
 	}
 	rec := clonePod(&p)
-	err := put(l, change[runtime.PodID, runtime.Pod]{
-		table: l.pods, list: &l.podList, dir: podsDir, id: p.ID, rec: &rec,
-		admit:  func(old *runtime.Pod) error { return l.admitPod(old, &rec) },
-		retire: func() { l.unnamePod(&rec) },
-	})
-	if err != nil {
+	ch := l.changeOfPod(p.ID)
+	ch.rec = &rec
+	if err := put(l, ch); err != nil {
 		return fmt.Errorf("put pod %s: %w", p.ID, err)
 	}
 	return nil
+}
+
+// ChangePod lets f change the record and returns what is recorded now. Nothing
+// comes between what f sees and what is written. An error of f leaves all as it
+// was and is wrapped; so is runtime.ErrNotFound. f must not use the ledger.
+func (l *Ledger) ChangePod(id runtime.PodID, f func(p *runtime.Pod) error) (runtime.Pod, error) {
+	var out runtime.Pod
+	err := alter(l, l.changeOfPod(id), func(old *runtime.Pod) (*runtime.Pod, error) {
+		p := clonePod(old)
+		if err := f(&p); err != nil {
+			return nil, err
+		}
+		if err := checkPod(&p); err != nil || p.ID != id {
+			return nil, errors.Join(runtime.ErrInvalid, err)
+		}
+		// f may have left pointers of its caller's in it.
+		p = clonePod(&p)
+		out = clonePod(&p)
+		return &p, nil
+	})
+	if err != nil {
+		return runtime.Pod{}, fmt.Errorf("change pod %q: %w", id, err)
+	}
+	return out, nil
+}
+
+func (l *Ledger) changeOfPod(id runtime.PodID) change[runtime.PodID, runtime.Pod] {
+	return change[runtime.PodID, runtime.Pod]{
+		table: l.pods, list: &l.podList, dir: podsDir, id: id, admit: l.admitPod, retire: l.unnamePod,
+	}
 }
 
 func (l *Ledger) admitPod(old, rec *runtime.Pod) error {
