@@ -124,7 +124,7 @@ func (m *Manager) putPod(ctx context.Context, p *runtime.Pod, parent string) err
 	}
 	defer done()
 	p.CgroupsMade = m.o.Cgroups.Missing(parent)
-	for _, other := range m.o.Ledger.Pods() {
+	for _, other := range m.o.Ledger.PodViews() {
 		for _, g := range other.CgroupsMade {
 			if !slices.Contains(p.CgroupsMade, g) && (g == parent || strings.HasPrefix(parent, g+"/")) {
 				p.CgroupsMade = append(p.CgroupsMade, g)
@@ -149,7 +149,7 @@ func (m *Manager) removeCgroups(ctx context.Context, p runtime.Pod) error {
 	}
 	defer done()
 	shared := map[string]bool{}
-	for _, other := range m.o.Ledger.Pods() {
+	for _, other := range m.o.Ledger.PodViews() {
 		if other.ID == p.ID {
 			continue
 		}

@@ -250,15 +250,20 @@ func (m *Manager) seccompFile(s runtime.Security) ([]byte, error) {
 func (m *Manager) undoContainer(ctx context.Context, c runtime.Container) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	state, err := runtime.MoveContainer(c.State, runtime.ContainerRemoving)
-	if err != nil {
-		return err
-	}
-	if c.State != state {
-		c.State = state
-		if err := m.o.Ledger.PutContainer(c); err != nil {
-			return fmt.Errorf("record the container's removal: %w", err)
+	now, err := m.o.Ledger.ChangeContainer(c.ID, func(c *runtime.Container) (err error) {
+		if c.State == runtime.ContainerRemoving {
+			return errAsItIs
 		}
+		c.State, err = runtime.MoveContainer(c.State, runtime.ContainerRemoving)
+		return err
+	})
+	switch {
+	case err == nil:
+		c = now
+	case errors.Is(err, runtime.ErrNotFound):
+		return nil // somebody else has finished it
+	case !errors.Is(err, errAsItIs):
+		return fmt.Errorf("record the container's removal: %w", err)
 	}
 	if err := m.undoEngine(ctx, c); err != nil {
 		return fmt.Errorf("delete container %s from its runtime: %w", c.ID, err)
@@ -342,11 +347,13 @@ func (m *Manager) startContainer(ctx context.Context, op *operation, id runtime.
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", id, err)
 	}
-	c.StartedAt = time.Now().UnixNano()
-	if c.State, err = runtime.MoveContainer(c.State, runtime.ContainerRunning); err != nil {
+	pid, intents := c.PID, c.Intents // a restore has changed them
+	c, err = m.o.Ledger.ChangeContainer(id, func(c *runtime.Container) (err error) {
+		c.StartedAt, c.PID, c.Intents = time.Now().UnixNano(), pid, intents
+		c.State, err = runtime.MoveContainer(c.State, runtime.ContainerRunning)
 		return err
-	}
-	if err := m.o.Ledger.PutContainer(c); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if restored {

@@ -54,8 +54,26 @@ func (j *journal) PutPod(p runtime.Pod) error {
 	if err := j.Ledger.PutPod(p); err != nil {
 		return err
 	}
+	j.podMoved(&p, was)
+	return nil
+}
+
+// ChangePod implements Ledger.
+func (j *journal) ChangePod(id runtime.PodID, f func(p *runtime.Pod) error) (runtime.Pod, error) {
+	var was runtime.PodState
+	p, err := j.Ledger.ChangePod(id, func(p *runtime.Pod) error {
+		was = p.State
+		return f(p)
+	})
+	if err == nil {
+		j.podMoved(&p, was)
+	}
+	return p, err
+}
+
+func (j *journal) podMoved(p *runtime.Pod, was runtime.PodState) {
 	if was == p.State {
-		return nil
+		return
 	}
 	switch p.State {
 	case runtime.PodReady:
@@ -72,7 +90,6 @@ func (j *journal) PutPod(p runtime.Pod) error {
 		}
 	case runtime.PodCreating:
 	}
-	return nil
 }
 
 // DeletePod implements Ledger.
@@ -97,8 +114,26 @@ func (j *journal) PutContainer(c runtime.Container) error {
 	if err := j.Ledger.PutContainer(c); err != nil {
 		return err
 	}
+	j.containerMoved(&c, was)
+	return nil
+}
+
+// ChangeContainer implements Ledger.
+func (j *journal) ChangeContainer(id runtime.ContainerID, f func(c *runtime.Container) error) (runtime.Container, error) {
+	var was runtime.ContainerState
+	c, err := j.Ledger.ChangeContainer(id, func(c *runtime.Container) error {
+		was = c.State
+		return f(c)
+	})
+	if err == nil {
+		j.containerMoved(&c, was)
+	}
+	return c, err
+}
+
+func (j *journal) containerMoved(c *runtime.Container, was runtime.ContainerState) {
 	if was == c.State {
-		return nil
+		return
 	}
 	switch c.State {
 	case runtime.ContainerCreated:
@@ -117,7 +152,6 @@ func (j *journal) PutContainer(c runtime.Container) error {
 		}
 	case runtime.ContainerCreating:
 	}
-	return nil
 }
 
 // DeleteContainer implements Ledger.

@@ -64,7 +64,7 @@ func (m *Manager) ExecSync(ctx context.Context, id runtime.ContainerID, cmd []st
 // execProcess returns the process that execs start from: the container's own,
 // read from its bundle once.
 func (m *Manager) execProcess(c *runtime.Container) (specs.Process, error) {
-	l := m.liveOf(c.ID)
+	l := m.liveIfAny(c.ID)
 	m.mu.Lock()
 	p, loaded := l.process, l.loaded
 	m.mu.Unlock()
@@ -144,9 +144,12 @@ func (m *Manager) updateResources(ctx context.Context, id runtime.ContainerID, r
 	if err := mon.Update(ctx, id, *lr); err != nil {
 		return fmt.Errorf("update container %s: %w", id, err)
 	}
-	merged := mergeResources(c.Config.Resources, r)
-	c.Config.Resources = &merged
-	if err := m.o.Ledger.PutContainer(c); err != nil || !ask {
+	c, err = m.o.Ledger.ChangeContainer(id, func(c *runtime.Container) error {
+		merged := mergeResources(c.Config.Resources, r)
+		c.Config.Resources = &merged
+		return nil
+	})
+	if err != nil || !ask {
 		return err
 	}
 	return m.containerStep(ctx, StepUpdated, c)

@@ -61,7 +61,11 @@ func (m *Manager) adjust(ctx context.Context, op *operation, p runtime.Pod, c *r
 		return nil
 	}
 	// The intent to make a cgroup was for another one.
-	if err := m.o.Ledger.PutContainer(*c); err != nil {
+	_, err := m.o.Ledger.ChangeContainer(c.ID, func(r *runtime.Container) error {
+		r.CgroupPath = c.CgroupPath
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("record the container's cgroup: %w", err)
 	}
 	return nil

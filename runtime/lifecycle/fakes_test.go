@@ -187,6 +187,8 @@ type fakeMonitor struct {
 	emu   sync.Mutex
 	exits map[runtime.ContainerID]chan Exit
 	dead  chan struct{}
+
+	states []ContainerStatus // what State answers
 }
 
 func (f *fakeMonitor) isDead() bool {
@@ -267,8 +269,10 @@ func (f *fakeMonitor) ReopenLog(context.Context, runtime.ContainerID) error { re
 func (f *fakeMonitor) Update(context.Context, runtime.ContainerID, specs.LinuxResources) error {
 	return nil
 }
-func (f *fakeMonitor) State(context.Context) ([]ContainerStatus, error) { return nil, nil }
-func (f *fakeMonitor) PIDNamespace(context.Context) (int, error)        { return 1, nil }
+func (f *fakeMonitor) State(ctx context.Context) ([]ContainerStatus, error) {
+	return f.states, f.step(ctx, "state", "", false)
+}
+func (f *fakeMonitor) PIDNamespace(context.Context) (int, error) { return 1, nil }
 func (f *fakeMonitor) PodNamespaces(context.Context, runtime.UserNamespace, []string) (int, error) {
 	return 1, nil
 }

@@ -21,14 +21,25 @@ func (m *Manager) undoPodOrLater(ctx context.Context, p runtime.Pod) error {
 	err := m.undoPod(ctx, p)
 	if err != nil {
 		m.later("pod "+string(p.ID), err, func(ctx context.Context) error { //nolint:contextcheck // outlives the call
-			p, err := m.o.Ledger.Pod(p.ID)
-			if err != nil {
-				return err
-			}
-			return m.undoPod(ctx, p)
+			return m.removeRest(ctx, p.ID)
 		})
 	}
 	return err
+}
+
+// removeRest ends a pod on its way out, with containers whose making began just
+// before and ended after the pod's own were removed.
+func (m *Manager) removeRest(ctx context.Context, id runtime.PodID) error {
+	for _, c := range m.o.Ledger.ContainerViewsOf(id) {
+		if err := m.removeContainer(ctx, c.ID); err != nil && !errors.Is(err, runtime.ErrNotFound) {
+			return err
+		}
+	}
+	p, err := m.o.Ledger.Pod(id)
+	if err != nil {
+		return err
+	}
+	return m.undoPod(ctx, p)
 }
 
 // undoContainerOrLater is undoContainer, tried again in the background if it fails.

@@ -48,6 +48,7 @@ type Options struct {
 	Plugins       Plugins // nil: none
 	Log           *slog.Logger
 	OperationTime time.Duration // limit of one operation; 0 is four minutes
+	AnswerTime    time.Duration // how long Reconcile waits for one monitor; 0 is 15 seconds
 	FirstRetry    time.Duration // pause before a failed clean-up is tried again; 0 is a second
 }
 
@@ -78,7 +79,7 @@ type Manager struct {
 
 // liveContainer is what is known of a container only while this process runs.
 type liveContainer struct {
-	gone    chan struct{} // closed when the record says exited
+	gone    chan struct{} // closed when the record says exited, or is gone
 	once    sync.Once
 	process specs.Process // template for exec; Args empty until loaded
 	loaded  bool
@@ -90,6 +91,9 @@ type liveContainer struct {
 func New(o Options) *Manager {
 	if o.OperationTime == 0 {
 		o.OperationTime = 4 * time.Minute
+	}
+	if o.AnswerTime == 0 {
+		o.AnswerTime = 15 * time.Second
 	}
 	if o.FirstRetry == 0 {
 		o.FirstRetry = firstRetry
@@ -177,9 +181,13 @@ func (m *Manager) forget(id runtime.ContainerID) {
 	defer m.mu.Unlock()
 	if l := m.live[id]; l != nil {
 		l.upper.gone.Store(true)
+		l.end()
 		delete(m.live, id)
 	}
 }
+
+// end wakes who waits for the container's end. Idempotent.
+func (l *liveContainer) end() { l.once.Do(func() { close(l.gone) }) }
 
 // Pod finds a pod by id or by an unambiguous prefix of it.
 func (m *Manager) Pod(id string) (runtime.Pod, error) {

@@ -297,16 +297,22 @@ func (m *Manager) podPIDNamespace(ctx context.Context, mon Monitor, p *runtime.P
 func (m *Manager) undoPod(ctx context.Context, p runtime.Pod) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	state, err := runtime.MovePod(p.State, runtime.PodRemoving)
-	if err != nil {
-		return err
-	}
-	if p.State != state {
-		p.State = state
-		if err := m.o.Ledger.PutPod(p); err != nil {
-			return fmt.Errorf("record the pod's removal: %w", err)
+	_, err := m.o.Ledger.ChangePod(p.ID, func(r *runtime.Pod) (err error) {
+		if r.State == runtime.PodRemoving {
+			return errAsItIs
 		}
+		// Its making learned it, and has not recorded it if it failed.
+		r.MonitorPID, r.MonitorStart, r.IPs = p.MonitorPID, p.MonitorStart, p.IPs
+		r.State, err = runtime.MovePod(r.State, runtime.PodRemoving)
+		return err
+	})
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		return nil // somebody else has finished it
+	case err != nil && !errors.Is(err, errAsItIs):
+		return fmt.Errorf("record the pod's removal: %w", err)
 	}
+	p.State = runtime.PodRemoving
 	if err := m.detach(ctx, p); err != nil {
 		return err
 	}

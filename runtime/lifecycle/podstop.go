@@ -56,16 +56,24 @@ func (m *Manager) stopPod(ctx context.Context, op *operation, id runtime.PodID) 
 	if err != nil {
 		return err
 	}
-	if p.State != runtime.PodReady {
+	err = m.detached(id)
+	m.endForwards(id) // of those who still saw it ready
+	return err
+}
+
+// detached records that the pod is stopped and has no network any more.
+func (m *Manager) detached(id runtime.PodID) error {
+	_, err := m.o.Ledger.ChangePod(id, func(p *runtime.Pod) error {
+		left := without(p.Intents, runtime.IntentNetwork, runtime.IntentNamespaces)
+		if p.State == runtime.PodRemoving || p.State == runtime.PodNotReady && len(left) == len(p.Intents) {
+			return errAsItIs
+		}
+		p.State, p.Intents = runtime.PodNotReady, left
+		return nil
+	})
+	if errors.Is(err, errAsItIs) {
 		return nil
 	}
-	p.State, err = runtime.MovePod(p.State, runtime.PodNotReady)
-	if err != nil {
-		return err
-	}
-	p.Intents = without(p.Intents, runtime.IntentNetwork, runtime.IntentNamespaces)
-	err = m.o.Ledger.PutPod(p)
-	m.endForwards(id) // of those who still saw it ready
 	return err
 }
 

@@ -13,6 +13,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"time"
@@ -27,6 +28,7 @@ import (
 type Ledger interface {
 	PodRecords
 	ContainerRecords
+	RecordChanges
 	RecordViews
 	// ContainersOf lists a pod's containers.
 	ContainersOf(id runtime.PodID) []runtime.Container
@@ -49,6 +51,17 @@ type ContainerRecords interface {
 	DeleteContainer(id runtime.ContainerID) error // idempotent
 	ContainerByName(pod runtime.PodID, n runtime.ContainerName) (runtime.Container, bool)
 }
+
+// RecordChanges changes what a record says, and nothing else of it: what others
+// have recorded since the caller last looked stays, and a record that is gone
+// is ErrNotFound. f must not use the ledger; its error changes nothing.
+type RecordChanges interface {
+	ChangePod(id runtime.PodID, f func(p *runtime.Pod) error) (runtime.Pod, error)
+	ChangeContainer(id runtime.ContainerID, f func(c *runtime.Container) error) (runtime.Container, error)
+}
+
+// errAsItIs is how a change says that there is nothing to change.
+var errAsItIs = errors.New("the record is to stay as it is")
 
 // RecordViews answers from memory without copies.
 type RecordViews interface {

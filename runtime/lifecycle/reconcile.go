@@ -28,7 +28,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	errs := make([]error, len(pods))
 	for i, p := range pods {
 		g.Go(func() error {
-			if err := m.reconcilePod(ctx, p); err != nil {
+			if err := m.reconcileOrLater(ctx, p); err != nil {
 				errs[i] = fmt.Errorf("pod %s: %w", p.ID, err)
 			}
 			return nil
@@ -39,34 +39,58 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (m *Manager) reconcilePod(ctx context.Context, p runtime.Pod) error {
+// reconcileOrLater reconciles a pod. What fails is tried again while clients
+// are served: of the containers it sees only those that are there now.
+func (m *Manager) reconcileOrLater(ctx context.Context, p runtime.Pod) error {
+	cs := m.o.Ledger.ContainersOf(p.ID)
 	if p.BootID != m.o.BootID {
-		return m.afterReboot(ctx, p)
+		return m.afterReboot(ctx, p, cs)
 	}
-	switch p.State {
-	case runtime.PodCreating, runtime.PodRemoving:
-		for _, c := range m.o.Ledger.ContainersOf(p.ID) {
-			if err := m.settleContainer(ctx, c); err != nil {
-				return err
-			}
+	settle := m.rejoin
+	if p.State == runtime.PodCreating || p.State == runtime.PodRemoving {
+		settle = m.settlePod
+	}
+	err := settle(ctx, p, cs)
+	if err != nil {
+		m.later("start of pod "+string(p.ID), err, func(ctx context.Context) error { return settle(ctx, p, cs) }) //nolint:contextcheck // outlives the call
+	}
+	return err
+}
+
+// settlePod removes a pod that was on its way in or out.
+func (m *Manager) settlePod(ctx context.Context, p runtime.Pod, cs []runtime.Container) error {
+	for _, c := range cs {
+		if err := m.settleContainer(ctx, c); err != nil && !errors.Is(err, runtime.ErrNotFound) {
+			return err
 		}
-		return m.undoPod(ctx, p)
-	case runtime.PodReady, runtime.PodNotReady:
 	}
-	mon, err := m.monitor(ctx, p.ID)
+	return m.undoPod(ctx, p)
+}
+
+// rejoin connects to the monitor of a pod that lives and brings the records of
+// its containers up to date. A monitor that hangs, or is in the middle of a long
+// step, holds up no other pod.
+func (m *Manager) rejoin(ctx context.Context, p runtime.Pod, cs []runtime.Container) error {
+	if s := m.o.Ledger.PodState(p.ID); s != runtime.PodReady && s != runtime.PodNotReady {
+		return nil // removed meanwhile
+	}
+	ask, cancel := context.WithTimeout(ctx, m.o.AnswerTime)
+	defer cancel()
+	mon, err := m.monitor(ask, p.ID)
 	if errors.Is(err, runtime.ErrUnavailable) {
-		if p.State == runtime.PodNotReady && allExited(m.o.Ledger.ContainersOf(p.ID)) {
+		if p.State == runtime.PodNotReady && allExited(cs) {
 			return nil
 		}
 		if err := m.settleOrphan(ctx, p.ID); err != nil {
 			return err
 		}
-		return m.undoHalfMade(ctx, p.ID)
+		_ = m.undoHalfMade(ctx, cs) // logged, and tried again
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	held, err := mon.State(ctx)
+	held, err := mon.State(ask)
 	if err != nil {
 		return err
 	}
@@ -74,10 +98,11 @@ func (m *Manager) reconcilePod(ctx context.Context, p runtime.Pod) error {
 	for _, s := range held {
 		known[s.ID] = s
 	}
-	for _, c := range m.o.Ledger.ContainersOf(p.ID) {
-		m.reconcileContainer(ctx, mon, c, known)
+	for _, c := range cs {
+		m.reconcileContainer(ctx, mon, c.ID, known)
 	}
-	return m.undoHalfMade(ctx, p.ID)
+	_ = m.undoHalfMade(ctx, cs) // logged, and tried again
+	return nil
 }
 
 func allExited(cs []runtime.Container) bool {
@@ -90,8 +115,9 @@ func allExited(cs []runtime.Container) bool {
 }
 
 // reconcileContainer brings one record up to what its monitor says.
-func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, c runtime.Container, known map[runtime.ContainerID]ContainerStatus) {
-	if c.State != runtime.ContainerCreated && c.State != runtime.ContainerRunning {
+func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, id runtime.ContainerID, known map[runtime.ContainerID]ContainerStatus) {
+	c, err := m.o.Ledger.Container(id)
+	if err != nil || c.State != runtime.ContainerCreated && c.State != runtime.ContainerRunning {
 		return
 	}
 	s, ok := known[c.ID]
@@ -100,8 +126,16 @@ func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, c runtime
 	}
 	if ok && s.Started && c.State == runtime.ContainerCreated {
 		// The daemon died between the start and its record.
-		c.State, c.StartedAt = runtime.ContainerRunning, time.Now().UnixNano()
-		if err := m.o.Ledger.PutContainer(c); err != nil {
+		pid, intents := c.PID, c.Intents
+		_, err := m.o.Ledger.ChangeContainer(id, func(c *runtime.Container) error {
+			if c.State != runtime.ContainerCreated {
+				return errAsItIs
+			}
+			c.PID, c.Intents = pid, intents
+			c.State, c.StartedAt = runtime.ContainerRunning, time.Now().UnixNano()
+			return nil
+		})
+		if err != nil && !errors.Is(err, errAsItIs) {
 			m.log.Error("record a start", "container", c.ID, "error", err)
 		}
 	}
@@ -117,11 +151,11 @@ func (m *Manager) reconcileContainer(ctx context.Context, mon Monitor, c runtime
 }
 
 // undoHalfMade removes containers whose making or removal a crash cut short.
-func (m *Manager) undoHalfMade(ctx context.Context, pod runtime.PodID) error {
+func (m *Manager) undoHalfMade(ctx context.Context, cs []runtime.Container) error {
 	var errs []error
-	for _, c := range m.o.Ledger.ContainersOf(pod) {
+	for _, c := range cs {
 		if c.State == runtime.ContainerCreating || c.State == runtime.ContainerRemoving {
-			errs = append(errs, m.undoContainer(ctx, c))
+			errs = append(errs, m.undoContainerOrLater(ctx, c))
 		}
 	}
 	return errors.Join(errs...)
@@ -129,12 +163,8 @@ func (m *Manager) undoHalfMade(ctx context.Context, pod runtime.PodID) error {
 
 // settleContainer removes a container of a pod that is on its way out.
 func (m *Manager) settleContainer(ctx context.Context, c runtime.Container) error {
-	if c.State == runtime.ContainerRunning {
+	if m.o.Ledger.ContainerState(c.ID) == runtime.ContainerRunning {
 		if err := m.settleOrphan(ctx, c.PodID); err != nil {
-			return err
-		}
-		var err error
-		if c, err = m.o.Ledger.Container(c.ID); err != nil {
 			return err
 		}
 	}
@@ -144,31 +174,33 @@ func (m *Manager) settleContainer(ctx context.Context, c runtime.Container) erro
 // afterReboot ends a pod of an earlier boot: its processes, namespaces and
 // mounts went with that boot; its addresses, on disk, did not. Its records stay,
 // ended, so that the client learns of restarts and removes them.
-func (m *Manager) afterReboot(ctx context.Context, p runtime.Pod) error {
-	for _, c := range m.o.Ledger.ContainersOf(p.ID) {
-		switch c.State {
-		case runtime.ContainerCreated, runtime.ContainerRunning:
+func (m *Manager) afterReboot(ctx context.Context, p runtime.Pod, cs []runtime.Container) error {
+	errs := []error{m.undoHalfMade(ctx, cs)}
+	for _, c := range cs {
+		if c.State == runtime.ContainerCreated || c.State == runtime.ContainerRunning {
 			m.recordExit(ctx, c.ID, lostExit())
-		case runtime.ContainerCreating, runtime.ContainerRemoving:
-			if err := m.undoContainer(ctx, c); err != nil {
-				return err
-			}
-		case runtime.ContainerExited:
 		}
 	}
 	switch p.State {
 	case runtime.PodCreating, runtime.PodRemoving:
-		return m.undoPod(ctx, p)
+		errs = append(errs, m.undoPodOrLater(ctx, p))
 	case runtime.PodReady:
-		if err := m.detach(ctx, p); err != nil {
-			return err
+		// First: a network that is not up yet does not make the pod ready. What
+		// cannot be detached now is when the client stops it.
+		_, err := m.o.Ledger.ChangePod(p.ID, func(p *runtime.Pod) error {
+			p.State = runtime.PodNotReady
+			return nil
+		})
+		if err == nil {
+			err = m.detach(ctx, p)
 		}
-		p.State = runtime.PodNotReady
-		p.Intents = without(p.Intents, runtime.IntentNetwork, runtime.IntentNamespaces)
-		return m.o.Ledger.PutPod(p)
+		if err == nil {
+			err = m.detached(p.ID)
+		}
+		errs = append(errs, err)
 	case runtime.PodNotReady:
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // sweep removes what no record owns: pods' directories, root file systems and
@@ -214,10 +246,15 @@ func (m *Manager) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// sweepTime bounds the clearing of one pod without a record.
+const sweepTime = time.Minute
+
 // sweepPod clears the run directory of a pod that has no record.
 func (m *Manager) sweepPod(ctx context.Context, id runtime.PodID) error {
 	m.counters.pods.Add(1)
 	m.log.Warn("removing a pod directory that no record owns", "pod", id)
+	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	defer cancel()
 	dir := m.podDir(id)
 	mon, err := m.o.Monitors.Connect(ctx, id, dir)
 	var held []OrphanContainer
@@ -234,6 +271,8 @@ func (m *Manager) sweepPod(ctx context.Context, id runtime.PodID) error {
 		if err := mon.Shutdown(ctx); err != nil && !errors.Is(err, runtime.ErrUnavailable) {
 			return err
 		}
+	} else if !errors.Is(err, runtime.ErrUnavailable) {
+		return err
 	} else if _, err := m.o.Monitors.Orphan(ctx, id, dir, "", held); err != nil {
 		return err
 	}

@@ -20,19 +20,26 @@ func (m *Manager) UpdatePodResources(ctx context.Context, id runtime.PodID, reso
 	if err != nil {
 		return err
 	}
-	if p.State != runtime.PodReady {
-		return fmt.Errorf("%w: pod %s is %s", runtime.ErrState, id, p.State)
+	set := func(p *runtime.Pod) error {
+		if p.State != runtime.PodReady {
+			return fmt.Errorf("%w: pod %s is %s", runtime.ErrState, id, p.State)
+		}
+		if resources != nil {
+			p.Resources = resources
+		}
+		if overhead != nil {
+			p.Overhead = overhead
+		}
+		return nil
 	}
-	if resources != nil {
-		p.Resources = resources
-	}
-	if overhead != nil {
-		p.Overhead = overhead
+	if err := set(&p); err != nil {
+		return err
 	}
 	if err := m.podStep(ctx, StepPodUpdate, p); err != nil {
 		return err
 	}
-	if err := m.o.Ledger.PutPod(p); err != nil {
+	// The plugins took their time, and the pod may have lost its monitor.
+	if p, err = m.o.Ledger.ChangePod(id, set); err != nil {
 		return err
 	}
 	return m.podStep(ctx, StepPodUpdated, p)

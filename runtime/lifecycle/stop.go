@@ -27,8 +27,11 @@ func (m *Manager) StopContainer(ctx context.Context, id runtime.ContainerID, tim
 }
 
 func (m *Manager) stopContainer(ctx context.Context, id runtime.ContainerID, timeout time.Duration) error {
+	// Taken before the record is read: who sees it running hears of its end.
+	gone := m.liveOf(id).gone
 	c, err := m.o.Ledger.Container(id)
 	if err != nil {
+		m.forget(id)
 		return err
 	}
 	switch c.State {
@@ -41,7 +44,6 @@ func (m *Manager) stopContainer(ctx context.Context, id runtime.ContainerID, tim
 	if done, err := m.stopUnrestored(ctx, c); done || err != nil {
 		return err
 	}
-	gone := m.liveOf(id).gone
 	mon, err := m.monitor(ctx, c.PodID)
 	if err != nil {
 		return m.afterMonitorLoss(ctx, c.PodID, err)
@@ -151,33 +153,55 @@ func (m *Manager) recordExit(ctx context.Context, id runtime.ContainerID, e Exit
 
 // exited is recordExit for whoever has the container's turn.
 func (m *Manager) exited(ctx context.Context, id runtime.ContainerID, e Exit) {
+	if err := m.putExit(ctx, id, e); err != nil {
+		// Nobody tells it a second time, and without it the container would be
+		// listed as running for as long as the daemon lives.
+		m.later("exit of container "+string(id), err, func(ctx context.Context) error { //nolint:contextcheck // outlives the call
+			done, err := m.ctrTurn.take(ctx, string(id))
+			if err != nil {
+				return err
+			}
+			defer done()
+			return m.putExit(ctx, id, e)
+		})
+		m.liveOf(id).end() // whoever waits need not wait for the disk
+	}
+}
+
+// putExit writes an exit to the record of a container that has none.
+func (m *Manager) putExit(ctx context.Context, id runtime.ContainerID, e Exit) error {
 	l := m.liveOf(id)
-	c, err := m.o.Ledger.Container(id)
-	if err != nil {
-		m.forget(id)
-		return
-	}
-	if c.State != runtime.ContainerCreated && c.State != runtime.ContainerRunning {
-		return
-	}
-	c.State = runtime.ContainerExited
-	c.ExitCode, c.FinishedAt = e.Code, e.FinishedAt
-	if c.FinishedAt == 0 {
-		c.FinishedAt = time.Now().UnixNano()
-	}
+	c, err := m.o.Ledger.ChangeContainer(id, func(c *runtime.Container) error {
+		if c.State != runtime.ContainerCreated && c.State != runtime.ContainerRunning {
+			return errAsItIs
+		}
+		c.State = runtime.ContainerExited
+		c.ExitCode, c.FinishedAt = e.Code, e.FinishedAt
+		if c.FinishedAt == 0 {
+			c.FinishedAt = time.Now().UnixNano()
+		}
+		switch {
+		case e.OOMKilled:
+			c.Reason = "OOMKilled"
+		case e.Code == 0:
+			c.Reason = "Completed"
+		default:
+			c.Reason = "Error"
+		}
+		return nil
+	})
 	switch {
-	case e.OOMKilled:
-		c.Reason = "OOMKilled"
-	case e.Code == 0:
-		c.Reason = "Completed"
-	default:
-		c.Reason = "Error"
+	case errors.Is(err, runtime.ErrNotFound):
+		m.forget(id)
+		return nil
+	case errors.Is(err, errAsItIs):
+		return nil
+	case err != nil:
+		return err
 	}
-	if err := m.o.Ledger.PutContainer(c); err != nil {
-		m.log.Error("record an exit", "container", id, "error", err)
-	}
-	l.once.Do(func() { close(l.gone) })
+	l.end()
 	_ = m.containerStep(ctx, StepStopped, c)
+	return nil
 }
 
 // orphan settles a pod whose monitor is gone: its containers are ended, their
@@ -196,24 +220,23 @@ func (m *Manager) lost(id runtime.PodID) {
 	if m.o.Ledger.PodState(id) != runtime.PodReady {
 		return // being made or removed: that operation sees to it
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), m.o.OperationTime)
+	if err := m.settleLost(context.Background(), id); err != nil {
+		m.later("monitor of pod "+string(id), err, func(ctx context.Context) error { return m.settleLost(ctx, id) })
+	}
+}
+
+func (m *Manager) settleLost(ctx context.Context, id runtime.PodID) error {
+	ctx, cancel := context.WithTimeout(ctx, m.o.OperationTime)
 	defer cancel()
 	done, err := m.podTurn.take(ctx, string(id))
 	if err != nil {
-		return
+		return err
 	}
 	defer done()
 	if m.o.Ledger.PodState(id) != runtime.PodReady {
-		return
+		return nil
 	}
-	if err := m.orphan(ctx, id); err != nil {
-		m.later("pod "+string(id)+" without its monitor", err, func(ctx context.Context) error {
-			if m.o.Ledger.PodState(id) != runtime.PodReady {
-				return nil
-			}
-			return m.orphan(ctx, id)
-		})
-	}
+	return m.orphan(ctx, id)
 }
 
 func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
@@ -245,8 +268,14 @@ func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
 		}
 		m.recordExit(ctx, h.ID, e)
 	}
-	// Meanwhile it may have been stopped, or removed.
-	if p, err = m.o.Ledger.Pod(pod); errors.Is(err, runtime.ErrNotFound) || err == nil && p.State != runtime.PodReady {
+	_, err = m.o.Ledger.ChangePod(pod, func(p *runtime.Pod) error {
+		if p.State != runtime.PodReady {
+			return errAsItIs // meanwhile it was stopped
+		}
+		p.State = runtime.PodNotReady
+		return nil
+	})
+	if errors.Is(err, runtime.ErrNotFound) || errors.Is(err, errAsItIs) {
 		return nil
 	}
 	if err != nil {
@@ -254,8 +283,5 @@ func (m *Manager) settleOrphan(ctx context.Context, pod runtime.PodID) error {
 	}
 	m.counters.lost.Add(1)
 	m.log.Warn("the pod's monitor is gone; its containers were ended", "pod", pod)
-	if p.State, err = runtime.MovePod(p.State, runtime.PodNotReady); err != nil {
-		return err
-	}
-	return m.o.Ledger.PutPod(p)
+	return nil
 }

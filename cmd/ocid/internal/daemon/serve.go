@@ -103,7 +103,7 @@ func (d *parts) reconcile(ctx context.Context) {
 	err := d.manager.Reconcile(ctx)
 	end(err)
 	if err != nil {
-		d.log.Error("some of what an earlier run left could not be mended; it is tried again at the next start", "error", err)
+		d.log.Error("some of what an earlier run left could not be mended now; it is tried again", "error", err)
 	}
 	if err := d.store.Collect(ctx, d.owned()); err != nil {
 		d.log.Error("collect leftovers of the image store", "error", err)
