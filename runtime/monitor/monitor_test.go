@@ -715,3 +715,24 @@ func BenchmarkSpawn(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// TestBusyMonitorIsNotGone: whoever gives up waiting for an answer must not
+// take the pod for one without a monitor, whose containers would be ended.
+func TestBusyMonitorIsNotGone(t *testing.T) {
+	dir := t.TempDir()
+	l, err := listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	m := &Monitors{clients: map[runtime.PodID]*Client{}, busy: map[runtime.PodID]*podLock{}}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := m.Connect(ctx, "p", dir); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, runtime.ErrUnavailable) {
+		t.Errorf("busy: %v", err)
+	}
+	l.Close()
+	if _, err := m.Connect(t.Context(), "p", dir); !errors.Is(err, runtime.ErrUnavailable) {
+		t.Errorf("gone: %v", err)
+	}
+}

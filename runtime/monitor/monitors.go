@@ -219,6 +219,10 @@ func (m *Monitors) connect(ctx context.Context, id runtime.PodID, dir string) (*
 		return c, nil
 	}
 	c, err := dial(ctx, dir)
+	if err != nil && ctx.Err() != nil {
+		// It may be there and busy: nobody is to clean up after it.
+		return nil, fmt.Errorf("monitor of pod %s: no answer: %w", id, context.Cause(ctx))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: monitor of pod %s: %w", runtime.ErrUnavailable, id, err)
 	}

@@ -3,6 +3,7 @@ package monitor
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -511,4 +512,46 @@ func TestOlderDaemon(t *testing.T) {
 			t.Errorf("%+v, want %+v", m, c.want)
 		}
 	}
+}
+
+// TestExecStreamGoneTTYFirst: a client's terminal may close before its
+// connection does. The session is there until the connection ends, and then
+// goes as a whole.
+func TestExecStreamGoneTTYFirst(t *testing.T) {
+	each(t, func(t *testing.T, h string) {
+		p := newPod(t, h)
+		r := p.run("c1", nil, "sleep", "1000")
+		before := len(cgroup.Processes(r.CgroupPath))
+		c, ok := p.m.(*Client)
+		if !ok {
+			t.Fatalf("%T", p.m)
+		}
+		x, err := c.newSession(t.Context(), runtime.Streams{TTY: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.close()
+		b, err := json.Marshal(specs.Process{
+			Args: []string{"sh", "-c", "set -m; sleep 2000 & sleep 3000 & echo up; wait"}, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tty, err := x.begin(&proto.Msg{Type: proto.ExecFiles, ID: 1, Container: string(r.ID), Data: b, Flags: proto.FlagTTY})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := newOutput()
+		read := make(chan struct{})
+		go func() { _, _ = io.Copy(out, tty); close(read) }()
+		out.await(t, "up")
+		tty.Close()
+		<-read
+		_ = x.conn.SetReadDeadline(time.Now().Add(time.Second))
+		if m, err := x.read(); err == nil {
+			t.Errorf("the session ended with the terminal: %+v", m)
+		}
+		x.conn.Close()
+		await(t, func() bool { return len(cgroup.Processes(r.CgroupPath)) == before })
+	})
 }

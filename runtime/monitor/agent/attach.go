@@ -305,7 +305,10 @@ func (a *agent) tryExecFiles(cn *conn, m *proto.Msg) (int64, error) {
 	}
 	err = cn.sendFile(&proto.Msg{Type: proto.Opened, ID: id}, tty)
 	if tty != nil {
-		tty.Close()
+		// Open until the session is over: else a client that leaves hangs the
+		// terminal up, the first process dies of that, and the rest of the
+		// session, which is found through it, would stay.
+		defer tty.Close()
 	}
 	if err != nil {
 		cn.f.Close() // the client cannot follow: as if it had left

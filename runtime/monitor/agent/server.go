@@ -15,13 +15,14 @@ import (
 type conn struct {
 	f     *os.File
 	rc    syscall.RawConn
-	files []int      // descriptors that came with what was read
-	mu    sync.Mutex // orders frames
+	files []int         // descriptors that came with what was read
+	gone  chan struct{} // closed when nobody reads from it any more
+	mu    sync.Mutex    // orders frames
 }
 
 func newConn(f *os.File) (*conn, error) {
 	rc, err := f.SyscallConn()
-	return &conn{f: f, rc: rc}, err
+	return &conn{f: f, rc: rc, gone: make(chan struct{})}, err
 }
 
 // Read implements io.Reader and keeps the descriptors that come along.
@@ -174,6 +175,7 @@ func (a *agent) accept() error {
 // serve answers one client: a Hello, then requests.
 func (a *agent) serve(cn *conn) {
 	defer cn.f.Close()
+	defer close(cn.gone)
 	defer func() { closeFDs(cn.files...) }()
 	var buf []byte
 	var m proto.Msg
@@ -220,7 +222,11 @@ func (a *agent) wait(cn *conn, id uint32, container string) {
 		cn.fail(id, err)
 		return
 	}
-	<-c.ended
+	select {
+	case <-c.ended:
+	case <-cn.gone: // the daemon has restarted, and asks anew
+		return
+	}
 	r := proto.Msg{Type: proto.OK, ID: id}
 	setExit(&r, c.exit)
 	cn.send(&r)
