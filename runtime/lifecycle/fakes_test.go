@@ -269,6 +269,7 @@ func (f *fakeMonitor) ReopenLog(context.Context, runtime.ContainerID) error { re
 func (f *fakeMonitor) Update(context.Context, runtime.ContainerID, specs.LinuxResources) error {
 	return nil
 }
+
 func (f *fakeMonitor) State(ctx context.Context) ([]ContainerStatus, error) {
 	return f.states, f.step(ctx, "state", "", false)
 }
