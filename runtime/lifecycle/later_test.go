@@ -62,22 +62,6 @@ func TestExitOutlivesAFullDisk(t *testing.T) {
 	}
 }
 
-// The loss of a monitor is heard once. What fails then is tried again.
-func TestLostMonitorIsSettledLater(t *testing.T) {
-	w := newWorld(t)
-	m := newManager(t, w)
-	m.o.FirstRetry = time.Millisecond
-	pod, err := m.RunPod(t.Context(), podConfig("a"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.set("orphan-pod", errors.New("broken"))
-	w.die(pod)
-	comes(t, "a second try", func() bool { return w.count("orphan-pod") > 1 })
-	w.set("orphan-pod", nil)
-	comes(t, "a pod that is not ready", func() bool { return m.o.Ledger.PodState(pod) == runtime.PodNotReady })
-}
-
 // A pod that lost its monitor has a network until it is stopped, and then none.
 func TestStopAfterLossReleasesTheNetwork(t *testing.T) {
 	w := newWorld(t)
