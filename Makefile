@@ -72,7 +72,7 @@ test-randomkill: ## 300 pod lifecycles with kill -9 at random
 	@hack/test randomkill
 test-kubelet: ## a real kubelet with static pods (builds it once: about five minutes)
 	@hack/test kubelet
-test-cluster: ## ocid under a whole control plane, one node and two (needs etcd-server; not in .ci/run)
+test-cluster: ## ocid under a whole control plane, one node and two (not in .ci/run)
 	@hack/test cluster
 test-endurance: ## 2,000 pods by ten clients, with faults, and the daemon as it was at the end
 	@hack/test endurance
