@@ -221,19 +221,28 @@ func (w *watch) unpacking() bool {
 	return false
 }
 
+// busyFactor is how many times longer nothing may come while a pull seems to be
+// busy with what it has. It must not be for ever: a registry can send all it
+// promised, and keep the connection.
+const busyFactor = 10
+
 // check cancels the pull if nothing has come for too long.
 func (w *watch) check() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.finished || w.unpacking() {
+	if w.finished {
 		w.last = time.Now()
 		return
 	}
-	if idle := time.Since(w.last); idle > w.stall {
+	limit := w.stall
+	if w.unpacking() {
+		limit *= busyFactor
+	}
+	if idle := time.Since(w.last); idle > limit {
 		where := "before the manifest"
 		if w.pending != nil {
 			where = fmt.Sprintf("after %d of %d bytes of layers", w.now.Bytes, w.now.Total)
 		}
-		w.cancel(fmt.Errorf("no bytes for %s, %s: %w", w.stall, where, ErrStalled))
+		w.cancel(fmt.Errorf("no bytes for %s, %s: %w", limit, where, ErrStalled))
 	}
 }

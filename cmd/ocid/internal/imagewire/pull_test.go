@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -326,6 +327,13 @@ func TestBadRegistries(t *testing.T) {
 		{name: "stalls in a blob", spoil: ofVictim(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", fmt.Sprint(size))
 			_, _ = w.Write(make([]byte, 1000))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}), want: pull.ErrStalled, text: "no bytes for"},
+		{name: "never says that it ends", spoil: ofVictim(func(w http.ResponseWriter, r *http.Request) {
+			rc, err := layers[0].Compressed()
+			must(t, err)
+			_, _ = io.Copy(w, rc)
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		}), want: pull.ErrStalled, text: "no bytes for"},
