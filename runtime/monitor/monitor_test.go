@@ -593,6 +593,7 @@ func TestPIDNamespace(t *testing.T) {
 	if again, err := p.m.PIDNamespace(t.Context()); err != nil || again != pid {
 		t.Errorf("%d, then %d: %v", pid, again, err)
 	}
+	harmless(t, pid)
 	share := func(s *specs.Spec, _ *lifecycle.CreateRequest) {
 		s.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", pid)
 	}
@@ -605,6 +606,49 @@ func TestPIDNamespace(t *testing.T) {
 	}
 	if cgroup.Exists(r.CgroupPath) {
 		t.Error("the leftover process kept the cgroup")
+	}
+}
+
+// harmless checks the process that containers see as pid 1: whoever may trace it
+// gets nothing of the host's by it.
+func harmless(t *testing.T, pid int) {
+	t.Helper()
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	if l, err := os.ReadDir(proc + "root"); err != nil || len(l) != 0 {
+		t.Errorf("its root directory has %v, %v", l, err)
+	}
+	for _, ns := range []string{"mnt", "net", "ipc", "uts", "cgroup"} {
+		its, err := os.Readlink(proc + "ns/" + ns)
+		ours, oerr := os.Readlink("/proc/self/ns/" + ns)
+		if err != nil || oerr != nil || its == ours {
+			t.Errorf("its %s namespace is %s, the host's %s: %v %v", ns, its, ours, err, oerr)
+		}
+	}
+	tasks, err := os.ReadDir(proc + "task")
+	if err != nil || len(tasks) == 0 {
+		t.Fatalf("%v %v", tasks, err)
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(proc + "task/" + task.Name() + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapInh:\t0000000000000000\n", "CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+			if !strings.Contains(string(b), want) {
+				t.Errorf("thread %s has not %q", task.Name(), want)
+			}
+		}
+	}
+	b, err := os.ReadFile(proc + "mountinfo")
+	if err != nil || strings.Count(string(b), "\n") != 1 {
+		t.Errorf("its mounts are %q, %v", b, err)
+	}
+	fds, err := os.ReadDir(proc + "fd")
+	for _, fd := range fds {
+		to, _ := os.Readlink(proc + "fd/" + fd.Name())
+		if !strings.HasPrefix(to, "pipe:") && !strings.HasPrefix(to, "anon_inode:") && to != "/dev/null" {
+			t.Errorf("it has %s open (%v)", to, err)
+		}
 	}
 }
 

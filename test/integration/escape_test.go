@@ -113,3 +113,25 @@ func TestImageFullOfLinks(t *testing.T) {
 		t.Errorf("the host's directory has %v, its file %q", left, b)
 	}
 }
+
+// TestSharedPIDShowsNoHost: a container that may trace processes and sees the
+// pod's first process finds nothing of the host's behind it.
+func TestSharedPIDShowsNoHost(t *testing.T) {
+	e, ctx := env(t)
+	pod := e.Pod("traced", false)
+	pod.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}}
+	podID := must[string](t)(e.RunPod(ctx, pod, ""))
+	defer func() { check(t, e.Down(ctx, podID)) }()
+	c := harness.Shell("c", harness.Forever)
+	c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE", "SYS_ADMIN", "SYS_CHROOT"}}
+	id := must[string](t)(e.RunContainer(ctx, podID, pod, c))
+	r := must[*runtimeapi.ExecSyncResponse](t)(e.Exec(ctx, id, "sh", "-c",
+		"grep -q monitor /proc/1/cmdline || grep -q pause /proc/1/cmdline || echo no holder; ls -A /proc/1/root/ 2>&1; ls -A /proc/1/cwd/ 2>&1; readlink /proc/1/ns/mnt"))
+	lines := strings.Split(strings.TrimSpace(string(r.Stdout)), "\n")
+	host := must[string](t)(os.Readlink("/proc/self/ns/mnt"))
+	if len(lines) != 1 || lines[len(lines)-1] == host || !strings.HasPrefix(lines[len(lines)-1], "mnt:") {
+		t.Errorf("the container sees %q", r.Stdout)
+	}
+}

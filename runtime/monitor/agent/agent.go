@@ -20,7 +20,6 @@ package agent
 
 import (
 	"os"
-	"os/signal"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -153,7 +152,7 @@ func (a *agent) exit() { os.Exit(0) } //nolint:forbidigo // the monitor's only w
 
 // pidNamespace makes the process that holds the pod's pid namespace. Idempotent.
 func (a *agent) pidNamespace() (int, error) {
-	return a.hold(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID})
+	return a.hold(&syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | alone})
 }
 
 // ownable are the namespaces that a pod's user namespace may own, beside its
@@ -165,7 +164,7 @@ const ownable = syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWU
 // the host's root identity in reach.
 func podNamespaces(m *proto.Msg) (*syscall.SysProcAttr, error) {
 	attr := &syscall.SysProcAttr{
-		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | uintptr(m.Flags&ownable),
+		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | alone,
 		GidMappingsEnableSetgroups: true,
 	}
 	for i := range m.Items {
@@ -208,27 +207,28 @@ func (a *agent) hold(sys *syscall.SysProcAttr) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	attr := a.attr(r, a.null, a.null)
-	attr.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
+	ready, said, err := pipe(true)
+	if err != nil {
+		closeFDs(r)
+		w.Close()
+		return 0, err
+	}
+	attr := a.attr(r, said, a.null)
+	// The last keeps Go's runtime from having files of the host's cgroup open.
+	attr.Env = []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=containermaxprocs=0"}
 	attr.Sys = sys
 	c, err := a.reaper.spawn([]string{"/proc/self/exe", "pause"}, attr)
-	closeFDs(r)
+	closeFDs(r, said)
 	if err != nil {
+		ready.Close()
 		w.Close()
+		return 0, err
+	}
+	if err := awaitHolder(ready); err != nil {
+		w.Close()
+		a.reaper.kill(c, syscall.SIGKILL, false)
 		return 0, err
 	}
 	a.pidns, a.pidnsPipe = c, w
 	return c.pid, nil
-}
-
-// pause is pid 1 of a pid namespace: it leaves reaping to the kernel, and ends
-// with the monitor, whose end of the pipe on stdin then closes.
-func pause() int {
-	signal.Ignore(syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	var b [1]byte
-	for {
-		if n, err := syscall.Read(0, b[:]); n == 0 || err != nil && err != syscall.EINTR {
-			return 0
-		}
-	}
 }
