@@ -435,6 +435,8 @@ func (a *agent) openGate(c *container) error {
 		return err
 	}
 	defer f.Close()
+	// Before the process is watched: else it undoes what its end has set.
+	_ = f.SetReadDeadline(time.Now().Add(patience))
 	told := make(chan struct{})
 	defer close(told)
 	go func() {
@@ -444,7 +446,6 @@ func (a *agent) openGate(c *container) error {
 		case <-told:
 		}
 	}()
-	_ = f.SetReadDeadline(time.Now().Add(patience))
 	var b [1]byte
 	if _, err := f.Read(b[:]); err != nil && !waiting(f) {
 		if c.hasExited() {
