@@ -336,6 +336,23 @@ func TestRestorePod(t *testing.T) {
 	}
 }
 
+// A restored pod has a level, as any other. That of its processes is compared
+// with it last, and those of the fake have none.
+func TestRestoredPodHasALevel(t *testing.T) {
+	w := newWorld(t)
+	m := snapshotManager(t, w)
+	se := &fakeSELinux{}
+	m.o.Extensions.SELinux = se
+	dir := checkpointed(t, w, m)
+	_, _, err := m.RestorePod(t.Context(), restoreOf(dir))
+	if err == nil || !strings.Contains(err.Error(), `confined by "" and not by "system_u:system_r:container_t:s0:c1,c2"`) {
+		t.Error(err)
+	}
+	if se.taken != 0 {
+		t.Errorf("%d levels are still taken", se.taken)
+	}
+}
+
 // TestRestoredButNeverStarted: it can be stopped and removed like any other.
 func TestRestoredButNeverStarted(t *testing.T) {
 	for _, stop := range []bool{true, false} {

@@ -102,7 +102,11 @@ func (m *Manager) restorePod(ctx context.Context, op *operation, r runtime.Resto
 		State: runtime.PodCreating, BootID: m.o.BootID, CreatedAt: time.Now().UnixNano(),
 		Intents: podIntents(r.Config), SystemdCgroups: m.o.Systemd,
 	}
+	if err := m.selinuxLevel(&p); err != nil {
+		return "", err
+	}
 	if err := m.putPod(ctx, &p, cgroup); err != nil {
+		m.releaseLevel(p.ID)
 		return "", fmt.Errorf("record the pod: %w", err)
 	}
 	if err := m.makeRestored(ctx, op, &p, r, src, imgs); err != nil {
