@@ -243,6 +243,11 @@ func (m *Manager) PodViews() []*runtime.Pod { return m.o.Ledger.PodViews() }
 // ContainerViews lists all containers, see PodViews.
 func (m *Manager) ContainerViews() []*runtime.Container { return m.o.Ledger.ContainerViews() }
 
+// ContainerViewsOf lists the containers of one pod, see PodViews.
+func (m *Manager) ContainerViewsOf(id runtime.PodID) []*runtime.Container {
+	return m.o.Ledger.ContainerViewsOf(id)
+}
+
 // NetworkReady reports nil or why pods cannot be attached now.
 func (m *Manager) NetworkReady() error { return m.o.Network.Ready() }
 

@@ -99,8 +99,8 @@ func (s *Service) PodSandboxStatus(ctx context.Context, req *cri.PodSandboxStatu
 		return nil, s.err(fmt.Errorf("pod %s is still being created: %w", p.ID, runtime.ErrNotFound))
 	}
 	resp := &cri.PodSandboxStatusResponse{Status: podStatus(p), Timestamp: time.Now().UnixNano()}
-	for _, c := range s.o.Records.ContainerViews() {
-		if c.PodID == p.ID && containerListed(c.State) {
+	for _, c := range s.o.Records.ContainerViewsOf(p.ID) {
+		if containerListed(c.State) {
 			resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(*c))
 		}
 	}

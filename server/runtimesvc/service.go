@@ -49,6 +49,8 @@ type Containers interface {
 type Records interface {
 	Container(id string) (runtime.Container, error)
 	ContainerViews() []*runtime.Container
+	// ContainerViewsOf costs what one pod has, however many others there are.
+	ContainerViewsOf(pod runtime.PodID) []*runtime.Container
 }
 
 // Events tells of changes: it calls each for every event in order, and ready

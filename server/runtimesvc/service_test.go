@@ -66,6 +66,15 @@ func (f *fake) ContainerViews() (out []*runtime.Container) {
 	return out
 }
 
+func (f *fake) ContainerViewsOf(pod runtime.PodID) (out []*runtime.Container) {
+	for _, c := range f.ContainerViews() {
+		if c.PodID == pod {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 func (f *fake) Pod(id string) (runtime.Pod, error) {
 	for _, p := range f.pods {
 		if strings.HasPrefix(string(p.ID), id) {

@@ -35,6 +35,38 @@ type views struct {
 func (v *views) PodViews() []*runtime.Pod             { return v.pods }
 func (v *views) ContainerViews() []*runtime.Container { return v.containers }
 
+// unlisted is a fake that must not be asked for lists.
+type unlisted struct {
+	*fake
+	t *testing.T
+}
+
+func (u unlisted) PodViews() []*runtime.Pod {
+	u.t.Error("all pods were listed")
+	return nil
+}
+
+func (u unlisted) ContainerViews() []*runtime.Container {
+	u.t.Error("all containers were listed")
+	return nil
+}
+
+// TestStatusOfOneListsNoOthers: what is asked for each pod and container, again
+// and again, costs the same however many there are.
+func TestStatusOfOneListsNoOthers(t *testing.T) {
+	f := newFake()
+	s := newService(f)
+	u := unlisted{f, t}
+	s.o.Pods, s.o.Records = u, u
+	p, err := s.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: string(f.pods[0].ID)})
+	if err != nil || len(p.ContainersStatuses) == 0 {
+		t.Errorf("%d containers, %v", len(p.GetContainersStatuses()), err)
+	}
+	if _, err := s.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: string(f.containers[0].ID)}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestWireEqualsLists: with any filter, and after any change.
 func TestWireEqualsLists(t *testing.T) {
 	f := newFake()
