@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocid-io/ocid/internal/rmtree"
 	"github.com/ocid-io/ocid/store"
 )
 
@@ -105,7 +106,7 @@ func emptyDir(dir string) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		errs = append(errs, rmtree.Remove(filepath.Join(dir, e.Name())))
 	}
 	return errors.Join(errs...)
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocid-io/ocid/internal/atomicfile"
+	"github.com/ocid-io/ocid/internal/rmtree"
 	"github.com/ocid-io/ocid/internal/userns"
 	"github.com/ocid-io/ocid/store"
 )
@@ -234,7 +235,7 @@ func (s *Store) makeUpper(req store.RootFSRequest, top string) (upper, work stri
 		return "", "", err
 	}
 	// A volatile overlay refuses the work directory of one before it.
-	if err := os.RemoveAll(work); err != nil {
+	if err := rmtree.Remove(work); err != nil {
 		return "", "", err
 	}
 	return upper, work, os.Mkdir(work, 0o700)
@@ -357,7 +358,7 @@ func (s *Store) remove(path string) {
 	s.bg.Go(func() {
 		defer close(done)
 		// What cannot be removed now is still in the trash for Collect.
-		_ = os.RemoveAll(path)
+		_ = rmtree.Remove(path)
 	})
 	timer := time.NewTimer(50 * time.Millisecond)
 	defer timer.Stop()
