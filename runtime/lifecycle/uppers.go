@@ -22,6 +22,7 @@ const (
 	// walkDirs bounds the directories that wait, and walkLinks the files with
 	// several names that are known; a tree beyond is counted as far as it fits.
 	walkDirs  = 1 << 17
+	walkNames = 16 << 20 // bytes of their paths
 	walkLinks = 1 << 16
 )
 
@@ -116,6 +117,7 @@ type walker struct {
 	root   int
 	stop   *atomic.Bool
 	dirs   []string // to be looked at, relative to root
+	names  int      // bytes in dirs
 	seen   map[uint64]struct{}
 	bytes  uint64
 	inodes uint64
@@ -139,6 +141,7 @@ func walk(dir string, stop *atomic.Bool) (bytes, inodes uint64) {
 	for len(w.dirs) > 0 && !stop.Load() {
 		next := w.dirs[len(w.dirs)-1]
 		w.dirs = w.dirs[:len(w.dirs)-1]
+		w.names -= len(next)
 		w.list(next)
 	}
 	return w.bytes, w.inodes
@@ -172,8 +175,9 @@ func (w *walker) entry(dir int, rel, name string) {
 		return
 	}
 	w.add(&st)
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR && len(w.dirs) < walkDirs {
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR && len(w.dirs) < walkDirs && w.names+len(rel)+len(name) < walkNames {
 		w.dirs = append(w.dirs, rel+"/"+name)
+		w.names += len(rel) + 1 + len(name)
 	}
 }
 
