@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -126,6 +127,26 @@ func TestReconcileWaitsForNoMonitor(t *testing.T) {
 		c, _ := m.Container(string(id))
 		return c.State == runtime.ContainerExited && c.ExitCode == 5
 	})
+}
+
+// A monitor that does not answer is killed when its pod goes.
+func TestRemovalOfAPodWhoseMonitorHangs(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	m.o.AnswerTime = 10 * time.Millisecond
+	pod, err := m.RunPod(t.Context(), podConfig("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.block["shutdown"] = make(chan struct{})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := m.RemovePod(ctx, pod); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(m.Pods()); n != 0 {
+		t.Errorf("%d pods", n)
+	}
 }
 
 // After a reboot no pod is ready, whatever the network says.

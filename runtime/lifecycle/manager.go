@@ -48,7 +48,7 @@ type Options struct {
 	Plugins       Plugins // nil: none
 	Log           *slog.Logger
 	OperationTime time.Duration // limit of one operation; 0 is four minutes
-	AnswerTime    time.Duration // how long Reconcile waits for one monitor; 0 is 15 seconds
+	AnswerTime    time.Duration // how long a monitor may take to join or to end; 0 is 15 seconds
 	FirstRetry    time.Duration // pause before a failed clean-up is tried again; 0 is a second
 }
 

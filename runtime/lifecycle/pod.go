@@ -341,7 +341,8 @@ func (m *Manager) detach(ctx context.Context, p runtime.Pod) error {
 	return nil
 }
 
-// dropMonitor ends the monitor, dead or alive; idempotent.
+// dropMonitor ends the monitor, dead, alive or hanging; idempotent. It holds no
+// container any more, so that nothing is lost with it.
 func (m *Manager) dropMonitor(ctx context.Context, p runtime.Pod) error {
 	m.mu.Lock()
 	mon := m.pods[p.ID]
@@ -349,16 +350,18 @@ func (m *Manager) dropMonitor(ctx context.Context, p runtime.Pod) error {
 	delete(m.podReadings, p.ID)
 	m.mu.Unlock()
 	var err error
+	ask, cancel := context.WithTimeout(ctx, m.o.AnswerTime)
+	defer cancel()
 	if mon == nil {
-		mon, err = m.o.Monitors.Connect(ctx, p.ID, m.podDir(p.ID))
+		mon, err = m.o.Monitors.Connect(ask, p.ID, m.podDir(p.ID))
 	}
 	if err == nil {
-		err = mon.Shutdown(ctx)
+		err = mon.Shutdown(ask)
 	}
 	if err == nil {
 		return nil
 	}
-	if !errors.Is(err, runtime.ErrUnavailable) {
+	if !errors.Is(err, runtime.ErrUnavailable) && ask.Err() == nil {
 		return fmt.Errorf("end the monitor of pod %s: %w", p.ID, err)
 	}
 	return m.killMonitor(p)
