@@ -26,7 +26,7 @@ type Open func() (*layered.Store, *pull.Puller, error)
 func Commands(open func() (*layered.Store, *pull.Puller, error)) []*cobra.Command {
 	o := Open(open)
 	return []*cobra.Command{
-		o.pullCmd(), o.imagesCmd(), o.rmiCmd(), o.tagCmd(), o.inspectCmd(), o.copyCmd(), o.tagsCmd(), o.deleteCmd(), o.mountCmd(), o.unmountCmd(),
+		o.pullCmd(), o.imagesCmd(), o.rmiCmd(), o.tagCmd(), o.inspectCmd(), o.copyCmd(), o.tagsCmd(), o.deleteCmd(), o.signCmd(), o.verifyCmd(), o.policyCmd(), o.mountCmd(), o.unmountCmd(),
 	}
 }
 
