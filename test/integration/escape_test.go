@@ -125,6 +125,8 @@ func TestSharedPIDShowsNoHost(t *testing.T) {
 	c := harness.Shell("c", harness.Forever)
 	c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	// By the default profile of AppArmor it may not trace at all.
+	c.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
 	c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE", "SYS_ADMIN", "SYS_CHROOT"}}
 	id := must[string](t)(e.RunContainer(ctx, podID, pod, c))
 	r := must[*runtimeapi.ExecSyncResponse](t)(e.Exec(ctx, id, "sh", "-c",
