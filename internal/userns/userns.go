@@ -76,7 +76,7 @@ func start(uids, gids []Map, flags uintptr) (*os.Process, error) {
 	if len(uids) == 0 || len(gids) == 0 {
 		return nil, errors.New("uid and gid mappings are needed")
 	}
-	return os.StartProcess("/proc/self/exe", []string{"ocid-userns"}, &os.ProcAttr{
+	p, err := os.StartProcess("/proc/self/exe", []string{"ocid-userns"}, &os.ProcAttr{
 		Env: []string{},
 		Sys: &syscall.SysProcAttr{
 			Cloneflags:                 syscall.CLONE_NEWUSER | flags,
@@ -88,6 +88,33 @@ func start(uids, gids []Map, flags uintptr) (*os.Process, error) {
 			Pdeathsig:                  syscall.SIGKILL,
 		},
 	})
+	if err != nil {
+		return nil, err
+	}
+	if err := stopped(p.Pid); err != nil {
+		_ = p.Kill()
+		_, _ = p.Wait()
+		return nil, err
+	}
+	return p, nil
+}
+
+// stopped returns when the process has come to its stop at exec; it is on the
+// way there once it is started (ptrace(2), PTRACE_TRACEME).
+func stopped(pid int) error {
+	for {
+		var st syscall.WaitStatus
+		_, err := syscall.Wait4(pid, &st, 0, nil)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for the holder's stop: %w", err)
+		case !st.Stopped():
+			return errors.New("the holder ended before it stopped")
+		default:
+			return nil
+		}
+	}
 }
 
 func sys(in []Map) []syscall.SysProcIDMap {
