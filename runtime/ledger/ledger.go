@@ -42,6 +42,7 @@ import (
 
 	"github.com/ocid-io/ocid/internal/atomicfile"
 	"github.com/ocid-io/ocid/internal/cleanup"
+	"github.com/ocid-io/ocid/internal/filelock"
 	"github.com/ocid-io/ocid/runtime"
 )
 
@@ -125,7 +126,7 @@ func (l *Ledger) takeLock() error {
 	if err != nil {
 		return fmt.Errorf("open ledger: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := filelock.Take(f); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("open ledger: %s is in use by another process: %w", l.dir, runtime.ErrUnavailable)
