@@ -479,7 +479,7 @@ func (m *Monitors) clean(ctx context.Context, h engine.Handler, c lifecycle.Orph
 }
 
 func (m *Monitors) cleanOnce(ctx context.Context, h engine.Handler, c lifecycle.OrphanContainer) error {
-	if err := endRuntimes(string(c.ID), killWait); err != nil {
+	if err := endRuntimes(h.Path, string(c.ID), killWait); err != nil {
 		return err
 	}
 	if err := cgroup.Kill(c.CgroupPath, killWait); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,25 +17,41 @@ import (
 // endRuntimes kills the OCI runtimes that are at work on a container whose
 // monitor is dead, and returns when they have gone. They are killed with their
 // monitor, but what one was doing in the kernel then, a mkdir of a cgroup for
-// instance, may end after the monitor did. A runtime is known by the container's
-// id, which is an argument of its own; a process of the container that bears the
-// same argument is to end as well.
-func endRuntimes(id string, patience time.Duration) error {
+// instance, may end after the monitor did. A runtime is known by its program and
+// by the container's id, which is an argument of its own: a client that names
+// the container, as crictl does, is left alone.
+func endRuntimes(program, id string, patience time.Duration) error {
 	end := time.Now().Add(patience)
+	runtimes := func(pid int) bool { return runs(pid, program) && names(pid, id) }
 	ents, err := os.ReadDir("/proc")
 	if err != nil {
 		return err
 	}
 	for _, e := range ents {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !names(pid, id) {
+		if err != nil || pid == os.Getpid() || !runtimes(pid) {
 			continue
 		}
-		if err := endProcess(pid, id, end); err != nil {
+		if err := endProcess(pid, id, runtimes, end); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// runs says whether a process runs an OCI runtime's program, or a sealed copy of
+// one in memory, which is how the embedded runtime and runc run.
+func runs(pid int, program string) bool {
+	exe := "/proc/" + strconv.Itoa(pid) + "/exe"
+	if link, err := os.Readlink(exe); err == nil && strings.HasPrefix(link, "/memfd:") {
+		return true
+	}
+	its, err := os.Stat(exe)
+	if err != nil {
+		return false // it has gone
+	}
+	wanted, err := os.Stat(program)
+	return err == nil && os.SameFile(its, wanted)
 }
 
 // names says whether id is one of a process's arguments.
@@ -52,7 +69,7 @@ func names(pid int, id string) bool {
 }
 
 // endProcess kills a process and waits until it has gone.
-func endProcess(pid int, id string, end time.Time) error {
+func endProcess(pid int, id string, is func(pid int) bool, end time.Time) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -62,7 +79,7 @@ func endProcess(pid int, id string, end time.Time) error {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	// Looked at again: the pid cannot change hands any more.
-	if !names(pid, id) {
+	if !is(pid) {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {

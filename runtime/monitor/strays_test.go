@@ -25,9 +25,22 @@ func TestEndRuntimes(t *testing.T) {
 		t.Cleanup(func() { _ = in.Close(); _ = c.Process.Kill() })
 		return c, done
 	}
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
 	mine, ended := start(id)
 	_, lives := start(other)
-	if err := endRuntimes(id, 10*time.Second); err != nil {
+	// A client that names the container runs another program.
+	if err := endRuntimes("/bin/true", id, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("a process that is no runtime was ended: %v", err)
+	case <-time.After(50 * time.Millisecond): // nothing tells that nothing happens
+	}
+	if err := endRuntimes(sh, id, 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	select {
