@@ -152,10 +152,20 @@ func (f fakeMonitors) OnLoss(heard func(runtime.PodID)) {
 	f.heard = heard
 }
 
+// awaitStep waits until a step of this name has been entered.
+func (w *world) awaitStep(name string) {
+	for s := range w.entered {
+		if s == name {
+			return
+		}
+	}
+}
+
 // die ends a pod's monitor, as a crash does.
 func (w *world) die(id runtime.PodID) {
 	w.mu.Lock()
 	mon, heard := w.mons[id], w.heard
+	delete(w.exists, "monitor "+string(id))
 	w.mu.Unlock()
 	close(mon.dead)
 	go heard(id)

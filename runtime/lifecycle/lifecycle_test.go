@@ -138,11 +138,7 @@ func TestCallerGivesUpAndRetries(t *testing.T) {
 		_, err := m.RunPod(ctx, podConfig("a"))
 		first <- err
 	}()
-	for s := range w.entered {
-		if s == "add" {
-			break
-		}
-	}
+	w.awaitStep("add")
 	cancel()
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
@@ -258,14 +254,7 @@ func TestMonitorOfEmptyPodDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.die(id)
-	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if p, err := m.Pod(string(id)); err != nil || p.State == runtime.PodNotReady {
-			break
-		}
-		if time.Now().After(limit) {
-			t.Fatal("the pod stays ready")
-		}
-	}
+	awaitNotReady(t, m, id)
 	if _, err := m.CreateContainer(ctx, id, containerConfig("c")); !errors.Is(err, runtime.ErrState) {
 		t.Errorf("create in a pod without a monitor: %v", err)
 	}
@@ -274,6 +263,56 @@ func TestMonitorOfEmptyPodDies(t *testing.T) {
 	}
 	if left := w.left(); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// awaitNotReady waits until a pod is known to be stopped.
+func awaitNotReady(t *testing.T, m *Manager, id runtime.PodID) {
+	t.Helper()
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		p, err := m.Pod(string(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.State == runtime.PodNotReady {
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatal("the pod stays ready")
+		}
+	}
+}
+
+// A monitor that dies while its pod is being made fails the making: nobody
+// else would hear of it.
+func TestMonitorDiesWhileThePodIsMade(t *testing.T) {
+	w := newWorld(t)
+	m := newManager(t, w)
+	gate := make(chan struct{})
+	w.block["add"] = gate
+	made := make(chan error, 1)
+	go func() {
+		_, err := m.RunPod(t.Context(), podConfig("a"))
+		made <- err
+	}()
+	for seen := map[string]bool{}; !seen["add"] || !seen["spawn"]; {
+		seen[<-w.entered] = true
+	}
+	var id runtime.PodID
+	for limit := time.Now().Add(10 * time.Second); id == "" && time.Now().Before(limit); time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		for i := range w.mons {
+			id = i
+		}
+		w.mu.Unlock()
+	}
+	w.die(id)
+	close(gate)
+	if err := <-made; !errors.Is(err, runtime.ErrUnavailable) {
+		t.Errorf("a pod without a monitor: %v", err)
+	}
+	if left := w.left(); len(left) > 0 || len(m.Pods()) > 0 {
+		t.Errorf("left behind: %q, %d records", left, len(m.Pods()))
 	}
 }
 
@@ -291,20 +330,9 @@ func TestMonitorLossIsSettledLater(t *testing.T) {
 	}
 	w.set("orphan", errors.New("device or resource busy"))
 	w.die(id)
-	for s := range w.entered {
-		if s == "orphan" {
-			break
-		}
-	}
+	w.awaitStep("orphan")
 	w.set("orphan", nil)
-	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if p, err := m.Pod(string(id)); err != nil || p.State == runtime.PodNotReady {
-			break
-		}
-		if time.Now().After(limit) {
-			t.Fatal("the pod stays ready")
-		}
-	}
+	awaitNotReady(t, m, id)
 }
 
 // A monitor may die before the client learns of its pod; the client's retry
