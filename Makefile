@@ -26,6 +26,14 @@ RESULTS    ?= $(CACHE)/results
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
+.PHONY: env
+env: ## for a shell that calls go itself: eval "$(make env)"
+	@echo "export GOFLAGS='$(GOFLAGS)' OCID_CACHE='$(CACHE)'"
+
+.PHONY: vet
+vet: deps ## go vet, with the build tags that the module needs
+	go vet ./...
+
 .PHONY: build
 build: deps ## bin/ocid, bin/ocid-monitor, bin/ocid-runtime
 	@mkdir -p bin
@@ -104,7 +112,7 @@ shell: build ## a shell with crictl beside a private daemon
 .PHONY: lint
 lint: deps ## vet, and golangci-lint with staticcheck and gofumpt
 	@hack/tools golangci-lint
-	go vet ./...
+	@$(MAKE) --no-print-directory vet
 	GOLANGCI_LINT_CACHE='$(CACHE)/golangci' '$(CACHE)/bin/golangci-lint' run ./...
 	GOLANGCI_LINT_CACHE='$(CACHE)/golangci' '$(CACHE)/bin/golangci-lint' fmt --diff
 
